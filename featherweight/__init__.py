@@ -1,0 +1,1 @@
+"""Deep-learning model compression on plain PyTorch models."""
