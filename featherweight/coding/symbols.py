@@ -1,0 +1,180 @@
+"""Integer matrices to few bytes and back: several coders are tried and the shortest stream is kept.
+
+Stream: a head byte (the way, plus 16 where the matrix was transposed first), then what that way needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from featherweight.coding.adaptive import decode_adaptive, encode_adaptive
+from featherweight.coding.flags import decode_flags, encode_flags
+from featherweight.coding.scales import decode_scaled, encode_scaled
+from featherweight.coding.varint import Reader, framed, signed_varint, varint
+from featherweight.errors import ArtifactError
+
+LIMIT = 1 << 28
+"""Most symbols that a decoder will make room for."""
+
+_EMPTY, _CONSTANT, _RAW, _ADAPTIVE, _SCALED, _SPARSE, _BYTES = range(7)
+_TRANSPOSED = 16
+_LARGEST_ALPHABET = 4096
+_LARGEST_SCALED_ALPHABET = 64
+_LARGEST_SCALED_WORK = 150_000_000  # symbols × alphabet, about a second
+_MOST_ROWS = 5000  # of a scan, unless they are long: rows are read in a Python loop
+_SPARSE_SHARE = 0.3
+_MOST_NESTING = 5
+_LEAST, _MOST = -(2**31), 2**31 - 1
+
+
+def encode_symbols(symbols: NDArray[np.integer]) -> bytes:
+    """Code an integer matrix losslessly.
+
+    Args:
+        symbols: values within int32, `[rows, columns]`, any number of either.
+
+    Returns:
+        A stream at most a few bytes longer than the values in the narrowest of 8, 16 or 32 bits.
+
+    Raises:
+        ArtifactError: not a matrix of integers, or a value beyond int32.
+    """
+    if symbols.ndim != 2 or symbols.dtype.kind not in "iu":
+        raise ArtifactError(f"expected an integer matrix, got {symbols.dtype} of shape {list(symbols.shape)}")
+    if symbols.size and (int(symbols.max()) > _MOST or int(symbols.min()) < _LEAST):
+        raise ArtifactError(f"values must fit int32, got {symbols.min()} to {symbols.max()}")
+    return min(_candidates(symbols.astype(np.int64), _MOST_NESTING), key=len)
+
+
+def decode_symbols(data: bytes, shape: tuple[int, int], dtype: DTypeLike = np.int32) -> NDArray[np.integer]:
+    """Read a matrix that `encode_symbols` wrote.
+
+    Args:
+        data: the stream.
+        shape: rows and columns of the matrix; trusted, except that `LIMIT` bounds their product.
+        dtype: integer type to return, wide enough for the values.
+
+    Returns:
+        The matrix, `[rows, columns]`.
+
+    Raises:
+        ArtifactError: the bytes are no such stream, or hold a value beyond `dtype`.
+    """
+    rows, columns = shape
+    if min(shape) < 0 or rows * columns > LIMIT:
+        raise ArtifactError(f"symbol stream: a matrix of {rows} × {columns} exceeds {LIMIT} symbols")
+    symbols = _decode(Reader(data, "symbol stream"), rows, columns, _MOST_NESTING)
+    bounds = np.iinfo(np.dtype(dtype))
+    if symbols.size and (int(symbols.min()) < bounds.min or int(symbols.max()) > bounds.max):
+        raise ArtifactError(f"symbol stream: {symbols.min()} to {symbols.max()} does not fit {np.dtype(dtype)}")
+    return symbols.astype(dtype)
+
+
+def _candidates(symbols: NDArray[np.int64], nesting: int) -> Iterator[bytes]:
+    """Yield streams of the matrix, `[rows, columns]`, that `_decode` reads."""
+    if symbols.size == 0:
+        yield bytes([_EMPTY])
+        return
+    least, most = int(symbols.min()), int(symbols.max())
+    if least == most:
+        yield bytes([_CONSTANT]) + signed_varint(least)
+        return
+    width = next(width for width in (1, 2, 4) if most - least < 1 << (8 * width))
+    yield bytes([_RAW, width]) + signed_varint(least) + (symbols - least).astype(f"<u{width}").tobytes()
+    if most - least < _LARGEST_ALPHABET:
+        yield from _small_alphabet(symbols, least, most - least + 1, nesting)
+    if width > 1 and nesting:
+        low, high = (symbols - least) & 255, (symbols - least) >> 8
+        parts = [min(_candidates(part, nesting - 1), key=len) for part in (high, low)]
+        yield bytes([_BYTES]) + signed_varint(least) + framed(parts[0]) + parts[1]
+
+
+def _small_alphabet(symbols: NDArray[np.int64], least: int, size: int, nesting: int) -> Iterator[bytes]:
+    places, usual = (symbols - least).astype(np.int32), min(max(0, -least), size - 1)
+    alphabet = signed_varint(least) + varint(size - 2)
+    yield bytes([_ADAPTIVE]) + alphabet + encode_adaptive(places.reshape(-1), size, usual)
+    counts = np.bincount(places.reshape(-1), minlength=size)
+    common = int(counts.argmax())
+    scans = [flip for flip in (0, _TRANSPOSED) if _scannable(*(places.T if flip else places).shape)]
+    if counts[common] >= _SPARSE_SHARE * places.size and nesting:
+        filled = (places != common).astype(np.int32)
+        for flip in scans:
+            values = (symbols.T if flip else symbols)[(filled.T if flip else filled) > 0]
+            flags = encode_flags(np.ascontiguousarray(filled.T) if flip else filled)
+            rest = min(_candidates(values[None], nesting - 1), key=len)
+            yield bytes([_SPARSE | flip]) + signed_varint(least + common) + framed(flags) + rest
+    elif size <= _LARGEST_SCALED_ALPHABET and places.size * size <= _LARGEST_SCALED_WORK:
+        for flip in scans:
+            scan = np.ascontiguousarray(places.T) if flip else places
+            yield bytes([_SCALED | flip]) + alphabet + encode_scaled(scan, size, usual)
+
+
+def _scannable(rows: int, columns: int) -> bool:
+    return rows > 1 and columns > 1 and rows <= max(_MOST_ROWS, 64 * columns)
+
+
+def _decode(reader: Reader, rows: int, columns: int, nesting: int) -> NDArray[np.int64]:
+    head = reader.byte()
+    way, flip = head % _TRANSPOSED, head >= _TRANSPOSED
+    if way > _BYTES or head >= 2 * _TRANSPOSED or (way == _EMPTY) != (rows * columns == 0) or nesting < 0:
+        raise ArtifactError(f"{reader.what}: head {head} does not fit {rows} × {columns} symbols")
+    if way == _EMPTY:
+        return np.zeros((rows, columns), np.int64)
+    if flip:
+        rows, columns = columns, rows
+    if way in (_SCALED, _SPARSE) and not _scannable(rows, columns):
+        raise ArtifactError(f"{reader.what}: way {way} is not for {rows} × {columns} symbols")
+    symbols = _WAYS[way](reader, rows, columns, nesting).reshape(rows, columns)
+    return np.ascontiguousarray(symbols.T) if flip else symbols
+
+
+def _constant(reader: Reader, rows: int, columns: int, _nesting: int) -> NDArray[np.int64]:
+    return np.full((rows, columns), reader.signed_varint(-_LEAST), np.int64)
+
+
+def _raw(reader: Reader, rows: int, columns: int, _nesting: int) -> NDArray[np.int64]:
+    width = reader.byte()
+    if width not in (1, 2, 4):
+        raise ArtifactError(f"{reader.what}: {width} bytes a value")
+    least = reader.signed_varint(-_LEAST)
+    return np.frombuffer(reader.take(rows * columns * width), f"<u{width}").astype(np.int64) + least
+
+
+def _alphabet(reader: Reader) -> tuple[int, int, int]:
+    """Return the least value, the number of values from there, and the place where zero is, or nearest to it."""
+    least = reader.signed_varint(-_LEAST)
+    size = reader.varint(_LARGEST_ALPHABET - 2) + 2
+    return least, size, min(max(0, -least), size - 1)
+
+
+def _adaptive(reader: Reader, rows: int, columns: int, _nesting: int) -> NDArray[np.int64]:
+    least, size, usual = _alphabet(reader)
+    return decode_adaptive(reader, rows * columns, size, usual).astype(np.int64) + least
+
+
+def _scaled(reader: Reader, rows: int, columns: int, _nesting: int) -> NDArray[np.int64]:
+    least, size, usual = _alphabet(reader)
+    if size > _LARGEST_SCALED_ALPHABET:
+        raise ArtifactError(f"{reader.what}: {size} symbols where at most {_LARGEST_SCALED_ALPHABET} are known")
+    return decode_scaled(reader, rows, columns, size, usual).astype(np.int64) + least
+
+
+def _sparse(reader: Reader, rows: int, columns: int, nesting: int) -> NDArray[np.int64]:
+    common = reader.signed_varint(-_LEAST)
+    filled = decode_flags(Reader(reader.framed(), reader.what), rows, columns) > 0
+    symbols = np.full((rows, columns), common, np.int64)
+    symbols[filled] = _decode(reader, 1, int(filled.sum()), nesting - 1)[0]
+    return symbols
+
+
+def _bytes(reader: Reader, rows: int, columns: int, nesting: int) -> NDArray[np.int64]:
+    least = reader.signed_varint(-_LEAST)
+    high = _decode(Reader(reader.framed(), reader.what), rows, columns, nesting - 1)
+    low = _decode(reader, rows, columns, nesting - 1)
+    return (high << 8) + low + least
+
+
+_WAYS = {_CONSTANT: _constant, _RAW: _raw, _ADAPTIVE: _adaptive, _SCALED: _scaled, _SPARSE: _sparse, _BYTES: _bytes}

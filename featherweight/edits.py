@@ -1,0 +1,265 @@
+"""The three edits, the only code that changes a model's structure: Keep (slice), Swap (replace a layer), Write (values).
+
+Edits name tensors by dotted state-dict names and modules by dotted paths. As JSON they hold structure only (sizes, kinds
+and options); the values live in the state dict, so that `replay` on a model of the original class followed by a strict
+load gives the compressed model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.errors import ArtifactError, ModelError, closest
+from featherweight.layers import build
+
+Undo = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Keep the entries `index` of dimension `dim` of one parameter or buffer, in this order."""
+
+    tensor: str
+    dim: int
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Slice coupled tensors, all or none.
+
+    Attributes:
+        cuts: what each tensor keeps.
+        sizes: new values of integer attributes by dotted path, such as `("conv1.out_channels", 12)`.
+    """
+
+    cuts: tuple[Cut, ...]
+    sizes: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Put a layer of a kind at a path, for every holder of the module that was there.
+
+    Attributes:
+        path: dotted path of the module to replace.
+        kind: a name in `featherweight.layers.KINDS`.
+        options: JSON-able keyword arguments that build it.
+        state: its state dict; None leaves the fresh values, to be loaded later.
+    """
+
+    path: str
+    kind: str
+    options: Mapping[str, Any]
+    state: Mapping[str, Tensor] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Write:
+    """Give tensors new values.
+
+    Attributes:
+        state: new values by name, shapes unchanged; None when training has changed the model in place.
+        sparse: names of tensors whose zeros later training must keep.
+    """
+
+    state: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    sparse: tuple[str, ...] = ()
+
+
+Edit = Keep | Swap | Write
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer by its dotted names; a tied tensor appears under each of them."""
+    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    found.update(model.named_buffers(remove_duplicate=False))
+    return found
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """Return the module at a dotted path.
+
+    Raises:
+        ModelError: there is none.
+    """
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        paths = [name for name, _ in model.named_modules() if name]
+        raise ModelError(f"{type(model).__name__} has no module at {path!r}.{closest(path, paths)}") from error
+
+
+def apply(model: nn.Module, edit: Edit) -> Undo:
+    """Change the model in place and return a function that takes the change back.
+
+    Raises:
+        ModelError: a path or a tensor is missing, or a shape does not fit; the model is then as it was.
+    """
+    if isinstance(edit, Keep):
+        return _apply_keep(model, edit)
+    if isinstance(edit, Swap):
+        return _apply_swap(model, edit)
+    return _apply_write(model, edit)
+
+
+def _holders(model: nn.Module, wanted: Tensor | nn.Module) -> list[tuple[nn.Module, str]]:
+    """All (module, attribute) pairs that hold this very tensor or module."""
+    held: list[tuple[nn.Module, str]] = []
+    for module in model.modules():
+        own: list[Mapping[str, Any]] = [module._modules] if isinstance(wanted, nn.Module) else [module._parameters, module._buffers]
+        held += [(module, name) for table in own for name, value in table.items() if value is wanted]
+    return held
+
+
+def _replace(holders: Iterable[tuple[nn.Module, str]], value: Tensor | nn.Module) -> None:
+    for module, name in holders:
+        table: dict[str, Any] = next(t for t in (module._modules, module._parameters, module._buffers) if name in t)
+        table[name] = value
+
+
+def _apply_keep(model: nn.Module, edit: Keep) -> Undo:
+    tensors = named_tensors(model)
+    changes: list[tuple[list[tuple[nn.Module, str]], Tensor]] = []
+    by_tensor: dict[int, tuple[Tensor, list[Cut]]] = {}
+    for cut in edit.cuts:
+        if cut.tensor not in tensors:
+            raise ModelError(f"{type(model).__name__} has no tensor {cut.tensor!r}.{closest(cut.tensor, tensors)}")
+        by_tensor.setdefault(id(tensors[cut.tensor]), (tensors[cut.tensor], []))[1].append(cut)
+    for tensor, cuts in by_tensor.values():
+        value = tensor.detach()
+        for cut in cuts:
+            if cut.dim >= tensor.dim() or (cut.index and max(cut.index) >= tensor.shape[cut.dim]):
+                raise ModelError(f"{cut.tensor} {list(tensor.shape)} has no entries {cut.index[-3:]} on dimension {cut.dim}")
+            value = value.index_select(cut.dim, torch.tensor(cut.index, dtype=torch.long, device=value.device))
+        kept: Tensor = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+        changes.append((_holders(model, tensor), kept))
+    sizes = [(module_at(model, path.rpartition(".")[0]), path.rpartition(".")[2], value) for path, value in edit.sizes]
+    for (path, value), (module, name, _) in zip(edit.sizes, sizes, strict=True):
+        if type(getattr(module, name, None)) is not int:
+            raise ModelError(f"{path} is {getattr(module, name, None)!r}, not an integer size, and cannot become {value}")
+    before = [(module, name, getattr(module, name)) for module, name, _ in sizes]
+    old = [(holders, _held(holders)) for holders, _ in changes]
+    for holders, value in changes:
+        _replace(holders, value)
+    for module, name, size in sizes:
+        setattr(module, name, size)
+
+    def undo() -> None:
+        for holders, value in old:
+            _replace(holders, value)
+        for module, name, size in before:
+            setattr(module, name, size)
+
+    return undo
+
+
+def _held(holders: Sequence[tuple[nn.Module, str]]) -> Tensor:
+    module, name = holders[0]
+    value: Tensor = getattr(module, name)
+    return value
+
+
+def _apply_swap(model: nn.Module, edit: Swap) -> Undo:
+    if not edit.path:
+        raise ModelError(f"the whole {type(model).__name__} cannot be replaced by a {edit.kind}: swap a submodule")
+    old = module_at(model, edit.path)
+    new = build(edit.kind, dict(edit.options))
+    if edit.state is not None:
+        try:
+            new.load_state_dict(dict(edit.state), strict=True)
+        except RuntimeError as error:
+            raise ModelError(f"{edit.path}: the state does not fit a {edit.kind} with {dict(edit.options)}: {error}") from error
+    reference = next((tensor for tensor in named_tensors(old).values()), next(iter(named_tensors(model).values()), None))
+    if reference is not None and not any(tensor.is_meta for tensor in named_tensors(new).values()):
+        new.to(reference.device)
+    new.train(old.training)
+    holders = _holders(model, old)
+    _replace(holders, new)
+    return lambda: _replace(holders, old)
+
+
+def _apply_write(model: nn.Module, edit: Write) -> Undo:
+    if edit.state is None:
+        return lambda: None
+    tensors = named_tensors(model)
+    for name, value in edit.state.items():
+        if name not in tensors:
+            raise ModelError(f"{type(model).__name__} has no tensor {name!r}.{closest(name, tensors)}")
+        if tensors[name].shape != value.shape:
+            raise ModelError(f"{name} is {list(tensors[name].shape)} and cannot take values of shape {list(value.shape)}")
+    old = {name: tensors[name].detach().clone() for name in edit.state}
+
+    def write(values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in values.items():
+                tensors[name].copy_(value)
+
+    write(edit.state)
+    return lambda: write(old)
+
+
+def masked_state(model: nn.Module, edit: Keep) -> dict[str, Tensor]:
+    """Return the values of the cut tensors with every removed slice zeroed: what a sound cut must be equal to."""
+    tensors = named_tensors(model)
+    masked: dict[str, Tensor] = {}
+    for cut in edit.cuts:
+        value = masked.get(cut.tensor, tensors[cut.tensor].detach().clone())
+        gone = torch.ones(value.shape[cut.dim], dtype=torch.bool, device=value.device)
+        gone[list(cut.index)] = False
+        value.transpose(0, cut.dim)[gone] = 0
+        masked[cut.tensor] = value
+    return masked
+
+
+def to_json(edits: Iterable[Edit]) -> list[dict[str, Any]]:
+    """Return edits as JSON-able structure: sizes for Keep, kind and options for Swap, sparse names for Write.
+
+    A Keep's index lists become lengths, since a replayed model takes its values from a state dict.
+    """
+    rows: list[dict[str, Any]] = []
+    for edit in edits:
+        if isinstance(edit, Keep):
+            rows.append({"keep": [[cut.tensor, cut.dim, len(cut.index)] for cut in edit.cuts], "sizes": dict(edit.sizes)})
+        elif isinstance(edit, Swap):
+            rows.append({"swap": edit.path, "kind": edit.kind, "options": dict(edit.options)})
+        elif edit.sparse:
+            rows.append({"sparse": list(edit.sparse)})
+    return rows
+
+
+def from_json(rows: Sequence[Mapping[str, Any]]) -> list[Edit]:
+    """Return the edits that `to_json` wrote.
+
+    Raises:
+        ArtifactError: a row is not an edit.
+    """
+    edits: list[Edit] = []
+    for row in rows:
+        try:
+            if "keep" in row:
+                cuts = tuple(Cut(str(name), int(dim), tuple(range(int(length)))) for name, dim, length in row["keep"])
+                edits.append(Keep(cuts, tuple((str(path), int(size)) for path, size in row["sizes"].items())))
+            elif "swap" in row:
+                edits.append(Swap(str(row["swap"]), str(row["kind"]), dict(row["options"])))
+            else:
+                edits.append(Write(None, tuple(str(name) for name in row["sparse"])))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"not an edit: {str(row)[:200]} ({error})") from error
+    return edits
+
+
+def replay(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
+    """Apply recorded edits to a model of the original class, in place, and return it; values come from a later load.
+
+    Raises:
+        ModelError: an edit does not fit this model.
+    """
+    for edit in edits:
+        apply(model, edit)
+    return model

@@ -1,0 +1,208 @@
+"""Linear and convolution layers that store integer codes and scales, and compute with PyTorch's reference operators.
+
+The forward dequantizes `codes * scale` with `quantized_decomposed` operators, which export to ONNX QuantizeLinear and
+DequantizeLinear, so that the same codes run in every runtime. `thaw` turns codes into float latents with
+straight-through gradients for training (LSQ: Esser et al., "Learned Step Size Quantization", ICLR 2020), `freeze`
+rounds them back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Registers the reference operators; they may move, and this is the only place that names where they live.
+import torch.ao.quantization.fx._decomposed  # noqa: F401  isort: skip
+
+reference = torch.ops.quantized_decomposed
+
+
+def limit(bits: int) -> int:
+    """Largest code of a symmetric grid of `bits` bits: 127, 7, 1 for 8, 4, 2; the smallest is its negative."""
+    return int(2 ** (bits - 1) - 1)
+
+
+def round_mantissa(values: Tensor, bits: int) -> Tensor:
+    """Round float32 values to `bits` significant bits, 1 to 24, so that they take fewer bytes when coded."""
+    mantissa, exponent = torch.frexp(values.double())
+    return torch.ldexp(torch.round(mantissa * 2.0**bits) / 2.0**bits, exponent).to(values.dtype)
+
+
+def significant_bits(bits: int) -> int:
+    """Significant bits kept in the scales and biases of a layer with `bits`-bit codes: a few more than the codes."""
+    return 8 if bits <= 6 else 12
+
+
+def fake_quantize(values: Tensor, scale: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
+    """Round `values / scale` to the integers `low..high` and scale back; straight-through gradients (LSQ, 2020).
+
+    Args:
+        values: any shape.
+        scale: broadcastable to `values`, positive.
+        low: smallest code.
+        high: largest code.
+        gradient_scale: factor on the gradient of the scale, `1 / sqrt(n * high)` in the paper.
+    """
+    step = scale * gradient_scale + (scale - scale * gradient_scale).detach()
+    position = (values / step).clamp(low, high)
+    return ((position.round() - position).detach() + position) * step
+
+
+class QuantizedLayer(nn.Module):
+    """What linear and convolution share: codes, scales, input and output grids, thaw and freeze.
+
+    Buffers: `codes` int8 shaped like the float weight; `scale` float32 `[out]`, or `[1]` for one scale a tensor;
+    where activations are static, `input_scale` float32 `[]` and `input_zero` uint8 `[]`, and the same for the output.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ()
+    codes: Tensor | None
+    scale: Tensor
+    bias: Tensor | None
+    weight: Tensor | None
+
+    def __init__(
+        self, shape: tuple[int, ...], *, bits: int, bias: bool, per_channel: bool, input_grid: bool, output_grid: bool
+    ) -> None:
+        super().__init__()
+        self.bits = bits
+        self.input_grid = input_grid
+        self.output_grid = output_grid
+        self.register_buffer("codes", torch.zeros(shape, dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(shape[0] if per_channel else 1))
+        for grid, name in ((input_grid, "input"), (output_grid, "output")):
+            if grid:
+                self.register_buffer(f"{name}_scale", torch.tensor(1.0))
+                self.register_buffer(f"{name}_zero", torch.tensor(0, dtype=torch.uint8))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(shape[0])) if bias else None)
+
+    def dequantized(self) -> Tensor:
+        """The float weight that the codes stand for, shaped like them."""
+        if self.codes is None:
+            high = limit(self.bits)
+            weight: Tensor = self.get_parameter("weight")
+            per_scale = weight.numel() / self.scale.numel()
+            scale = self.scale.abs().clamp_min(1e-8).reshape(-1, *[1] * (weight.dim() - 1))
+            return fake_quantize(weight, scale, -high, high, (per_scale * high) ** -0.5)
+        high = limit(self.bits)
+        scale = self.scale.expand(self.codes.shape[0])
+        decoded: Tensor = reference.dequantize_per_channel(self.codes, scale, None, 0, -high, high, torch.int8)
+        return decoded
+
+    def _on_grid(self, values: Tensor, name: str) -> Tensor:
+        scale, zero = self.get_buffer(f"{name}_scale"), self.get_buffer(f"{name}_zero")
+        if self.codes is None:
+            offset = zero.to(values.dtype)
+            return fake_quantize(values + offset * scale, scale, 0, 255, 1.0) - offset * scale
+        codes = reference.quantize_per_tensor.tensor(values, scale, zero, 0, 255, torch.uint8)
+        decoded: Tensor = reference.dequantize_per_tensor.tensor(codes, scale, zero, 0, 255, torch.uint8)
+        return decoded
+
+    def operate(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        """The layer's operator on float inputs and weight."""
+        raise TypeError(f"{type(self).__name__} does not define its operator")
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply the layer; inputs and output are float."""
+        if self.input_grid:
+            inputs = self._on_grid(inputs, "input")
+        output = self.operate(inputs, self.dequantized())
+        return self._on_grid(output, "output") if self.output_grid else output
+
+    def thaw(self) -> None:
+        """Replace the codes by a trainable float `weight`, and make the scale trainable."""
+        weight = self.dequantized().detach().clone()
+        scale = self.scale
+        self.codes = None
+        del self.scale
+        self.register_parameter("scale", nn.Parameter(scale.clone()))
+        self.register_parameter("weight", nn.Parameter(weight))
+
+    def freeze(self) -> None:
+        """Round the trained latents back to codes, and scales and bias to the bits they are stored with."""
+        high, keep = limit(self.bits), significant_bits(self.bits)
+        with torch.no_grad():
+            scale = round_mantissa(self.scale.detach().abs().clamp_min(1e-8), keep)
+            weight = self.get_parameter("weight").detach()
+            codes = (weight / scale.reshape(-1, *[1] * (weight.dim() - 1))).round().clamp(-high, high).to(torch.int8)
+            if self.bias is not None:
+                self.bias.copy_(round_mantissa(self.bias, keep))
+        del self.scale, self.weight
+        self.register_buffer("scale", scale)
+        self.codes = codes
+
+    def extra_repr(self) -> str:
+        """Show the grid."""
+        activations = ", 8-bit input" if self.input_grid else ""
+        return f"bits={self.bits}, scales={self.scale.numel()}{activations}"
+
+
+class QuantizedLinear(QuantizedLayer):
+    """`nn.Linear` over integer codes `[out_features, in_features]`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bits: int,
+        bias: bool = True,
+        per_channel: bool = True,
+        input_grid: bool = False,
+        output_grid: bool = False,
+    ) -> None:
+        super().__init__(
+            (out_features, in_features),
+            bits=bits,
+            bias=bias,
+            per_channel=per_channel,
+            input_grid=input_grid,
+            output_grid=output_grid,
+        )
+        self.in_features = in_features
+        self.out_features = out_features
+
+    def operate(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        """Multiply `[..., in_features]` by the weight: `[..., out_features]`."""
+        return F.linear(inputs, weight, self.bias)
+
+
+class QuantizedConv(QuantizedLayer):
+    """`nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d` over codes `[out_channels, in_channels / groups, *kernel_size]`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: list[int],
+        bits: int,
+        stride: list[int],
+        padding: list[int] | str,
+        dilation: list[int],
+        groups: int = 1,
+        bias: bool = True,
+        per_channel: bool = True,
+        input_grid: bool = False,
+        output_grid: bool = False,
+    ) -> None:
+        super().__init__(
+            (out_channels, in_channels // groups, *kernel_size),
+            bits=bits,
+            bias=bias,
+            per_channel=per_channel,
+            input_grid=input_grid,
+            output_grid=output_grid,
+        )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = tuple(kernel_size)
+        self.groups = groups
+        self.geometry: dict[str, Any] = {"stride": tuple(stride), "padding": padding, "dilation": tuple(dilation)}
+
+    def operate(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        """Convolve `[batch, in_channels, *spatial]` with the weight."""
+        convolution = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel_size) - 1]
+        output: Tensor = convolution(inputs, weight, self.bias, groups=self.groups, **self.geometry)
+        return output

@@ -1,0 +1,96 @@
+"""Fold batch normalization into the convolution or linear layer in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.data import example_inputs
+from featherweight.edits import Swap, module_at
+from featherweight.errors import ModelError
+from featherweight.layers.plain import convolution_options
+from featherweight.technique import Context, Edits, Stage, Technique
+from featherweight.trace import module_path, trace
+
+aten = torch.ops.aten
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@final
+@dataclass(frozen=True)
+class FoldBatchNorm(Technique):
+    """Merge each batch norm in evaluation mode into the layer that alone feeds it: `W' = W g/s`, `b' = (b - m) g/s + c`.
+
+    Paper: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+        CVPR 2018, section 3.2.
+    Use when: always before quantizing; it changes nothing but rounding.
+    Costs: nothing; later training runs without normalization.
+    """
+
+    stage: ClassVar[Stage | None] = Stage.FOLD
+
+    def edits(self, model: nn.Module, context: Context) -> Edits:
+        """Yield, for each pair, a Swap of the layer (with a bias) and a Swap of the norm by an identity."""
+        try:
+            pairs = dict(_pairs(model, context))
+        except ModelError as error:
+            for path, _ in context.targets(model, *_NORMS):
+                context.leave(path, str(error))
+            return
+        for norm_path, norm in list(context.targets(model, *_NORMS)):
+            if norm_path not in pairs:
+                context.leave(norm_path, "no convolution or linear layer feeds it alone")
+                continue
+            path = pairs[norm_path]
+            layer = module_at(model, path)
+            if not context.in_scope(path) or type(layer) not in _LAYERS or norm.running_mean is None:
+                context.leave(norm_path, f"{path} is out of scope, of its own type, or the norm keeps no statistics")
+                continue
+            weight, bias = _folded(layer, norm)
+            if not (yield _with_bias(path, layer, weight, bias)):
+                continue
+            if not (yield Swap(norm_path, "identity", {}, {})):
+                old = layer.bias.detach() if isinstance(layer.bias, Tensor) else torch.zeros_like(bias)
+                yield _with_bias(path, layer, layer.weight.detach(), old)  # type: ignore[arg-type]
+
+    def mildest(self) -> Technique:
+        """Return itself: folding only rounds."""
+        return self
+
+
+def _pairs(model: nn.Module, context: Context) -> Iterator[tuple[str, str]]:
+    """Yield `(norm path, layer path)` where the layer's only use is this norm and each runs once."""
+    operators = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
+    graph = trace(model, example_inputs(context.data, context.device)).graph
+    calls = [module_path(node) for node in graph.nodes if node.target in (*operators, aten.batch_norm.default)]
+    for node in graph.nodes:
+        if node.target is not aten.batch_norm.default:
+            continue
+        source = node.args[0]
+        norm, layer = module_path(node), module_path(source)
+        if source.target in operators and len(source.users) == 1 and calls.count(norm) == 1 and calls.count(layer) == 1:
+            yield norm, layer
+
+
+def _folded(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)  # noqa: S101 - narrows for the type checker
+    weight = layer.get_parameter("weight").detach().double()
+    mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
+    gain = norm.weight.detach().double() if norm.affine else torch.ones_like(mean)
+    shift = norm.bias.detach().double() if norm.affine else torch.zeros_like(mean)
+    factor = gain / torch.sqrt(variance + norm.eps)
+    old_bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else torch.zeros_like(mean)
+    new = weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
+    return new.float(), ((old_bias - mean) * factor + shift).float()
+
+
+def _with_bias(path: str, layer: nn.Module, weight: Tensor, bias: Tensor) -> Swap:
+    state = {"weight": weight, "bias": bias}
+    if isinstance(layer, nn.Linear):
+        return Swap(path, "linear", {"in_features": layer.in_features, "out_features": layer.out_features}, state)
+    return Swap(path, "convolution", convolution_options(layer), state)  # type: ignore[arg-type]

@@ -1,0 +1,39 @@
+"""Choose the step of a symmetric grid, and round weights to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from featherweight.layers.quantized import limit, round_mantissa, significant_bits
+
+_CANDIDATES = torch.linspace(0.25, 1.0, 76, dtype=torch.float64)
+
+
+def grid_scale(weight: Tensor, bits: int, per_channel: bool) -> Tensor:
+    """Return the step with the least squared rounding error, `[out]` or `[1]`, among shares of the largest magnitude.
+
+    Zeros cost nothing on a grid that holds zero, so a pruned tensor gets the step its survivors want.
+
+    Args:
+        weight: `[out, ...]`.
+        bits: width of the codes, 2 to 8.
+        per_channel: one step for each slice of dimension 0, or one in all.
+    """
+    rows = weight.detach().double().reshape(weight.shape[0] if per_channel else 1, -1)
+    high = limit(bits)
+    largest = rows.abs().amax(1, keepdim=True).clamp_min(1e-8)
+    best, best_error = largest / high, torch.full_like(largest, torch.inf)
+    for share in _CANDIDATES.tolist():
+        step = largest * share / high
+        error = ((rows / step).round().clamp(-high, high) * step - rows).square().sum(1, keepdim=True)
+        better = error < best_error
+        best, best_error = torch.where(better, step, best), torch.where(better, error, best_error)
+    return round_mantissa(best.flatten().float(), significant_bits(bits))
+
+
+def to_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Return the int8 codes of `weight [out, ...]` on the grid of `scale`, `[out]` or `[1]`."""
+    high = limit(bits)
+    step = scale.reshape(-1, *[1] * (weight.dim() - 1))
+    return (weight.detach() / step).round().clamp(-high, high).to(torch.int8)

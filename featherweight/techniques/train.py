@@ -1,0 +1,322 @@
+"""The one training loop: every heal, distillation, gradual pruning and quantization-aware step runs through `fit`.
+
+The teacher is the original model (Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015). The
+best epoch on validation data wins, the starting point included, so that training never returns anything worse. Each
+epoch draws from a seed of its own and leaves a checkpoint: a killed run continues and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from featherweight.data import batches, forward, select_output, split_batch
+from featherweight.edits import named_tensors
+from featherweight.errors import DataError, ModelError
+from featherweight.layers import QuantizedLayer
+from featherweight.scoring import evaluate, loss_function
+from featherweight.technique import Context
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how to train.
+
+    Attributes:
+        epochs: passes over the training loader.
+        learning_rate: peak rate of AdamW; warmed up, then cosine to zero (Loshchilov & Hutter, 2019).
+        teacher_share: weight of the teacher's part of the loss, 0 to 1; 1 needs no labels.
+        temperature: softness of the teacher's probabilities.
+        weight_decay: of AdamW; scales and one-dimensional tensors have none.
+        patience: epochs without a better validation score before stopping; 0 never stops early.
+    """
+
+    epochs: int
+    learning_rate: float
+    teacher_share: float = 0.7
+    temperature: float = 3.0
+    weight_decay: float = 1e-4
+    patience: int = 0
+
+
+Schedule = Callable[[float, float], bool]
+"""Called before each step with the shares of training done before the last step and this one, 0 to 1; returns whether
+its target has been reached. It holds no state of its own, so that a resumed run repeats it exactly."""
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch, numpy and random for a while; the caller's generators are put back as they were."""
+    state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+
+
+def fit(
+    model: nn.Module,
+    context: Context,
+    training: Training,
+    schedule: Schedule | None = None,
+    masks: dict[str, Tensor] | None = None,
+) -> None:
+    """Train the model in place on `context.data.train`, with the context's teacher, and keep the best epoch.
+
+    Quantized layers are thawed for it and frozen again. Zeros of the tensors in `context.sparse` stay zero.
+
+    Args:
+        model: a plain model, changed in place.
+        context: data, teacher, seed, sparse tensors, workspace for checkpoints.
+        training: how long and how.
+        schedule: a change that goes on during training, such as gradual pruning; epochs before it reports its target
+            reached are not candidates for the best.
+        masks: boolean masks by tensor name that the schedule updates; applied after every step.
+
+    Raises:
+        DataError: the training data is empty, has NaN, or its labels are out of range.
+        ModelError: the loss stopped being finite.
+    """
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer) and module.codes is not None]
+    for layer in layers:
+        layer.thaw()
+    modes = [(module, module.training) for module in model.modules()]
+    held = dict(_sparse_masks(model, context.sparse))
+    held.update(masks if masks is not None else {})
+    try:
+        _Loop(model, context, training, schedule, held).run()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for layer in layers:
+            layer.freeze()
+        for parameter in model.parameters():
+            parameter.grad = None
+
+
+def _sparse_masks(model: nn.Module, sparse: set[str]) -> Iterator[tuple[str, Tensor]]:
+    tensors = named_tensors(model)
+    for name in sparse:
+        if name in tensors:
+            yield name, tensors[name].detach() != 0
+
+
+class _Loop:
+    """The state of one training run: what a checkpoint holds, and nothing that outlives `fit`."""
+
+    def __init__(
+        self, model: nn.Module, context: Context, training: Training, schedule: Schedule | None, masks: dict[str, Tensor]
+    ) -> None:
+        self.model, self.context, self.training, self.schedule, self.masks = model, context, training, schedule, masks
+        self.loss = loss_function(context.data)
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
+        slow = [p for name, p in self.parameters.items() if name.endswith(".scale")]
+        flat = [p for name, p in self.parameters.items() if not name.endswith(".scale") and p.dim() < 2]
+        full = [p for name, p in self.parameters.items() if not name.endswith(".scale") and p.dim() >= 2]
+        rate, decay = training.learning_rate, training.weight_decay
+        groups = [
+            {"params": full, "lr": rate, "weight_decay": decay},
+            {"params": flat, "lr": rate, "weight_decay": 0.0},
+            {"params": slow, "lr": rate / 10, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.epoch = 0
+        self.waited = 0
+        self.best_score = -math.inf
+        self.best: dict[str, Tensor] = {}
+        self.steps = _steps_per_epoch(context)
+        self.path = _checkpoint_path(model, context, training, schedule is not None)
+        self.bfloat16 = context.device.type == "cuda"
+
+    def run(self) -> None:
+        """Train from the last checkpoint, or from the start, to the end."""
+        if not self._restore() and self.schedule is None:
+            self._consider()
+        label = self.context.step or "training"
+        while self.epoch < self.training.epochs:
+            if self.training.patience and self.waited >= self.training.patience:
+                break
+            self.context.report(f"{label}: epoch {self.epoch + 1}/{self.training.epochs}", self.epoch / self.training.epochs)
+            ready = self._train_epoch()
+            self.epoch += 1
+            if ready or self.epoch == self.training.epochs:
+                self._consider()
+            self._save()
+        if self.best:
+            self._load(self.best)
+        self._apply_masks()
+
+    def _train_epoch(self) -> bool:
+        self.model.train()
+        ready = self.schedule is None
+        total = self.training.epochs * self.steps
+        seed = self.context.draw("epoch", self.epoch)
+        with seeded(seed), _reseeded_loader(self.context.data.train, seed):
+            for index, (inputs, target) in enumerate(batches(self.context.data.train, "train", self.context.device)):
+                done = min(1.0, (self.epoch * self.steps + index) / total)
+                if self.schedule is not None:
+                    ready = self.schedule(max(0.0, done - 1 / total), done)
+                factor = min(1.0, (done + 1e-3) / 0.05) * 0.5 * (1 + math.cos(math.pi * done))
+                for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                    group["lr"] = rate * factor
+                self._apply_masks()
+                loss = self._loss_of(inputs, target)
+                if not bool(torch.isfinite(loss)):
+                    raise ModelError(
+                        f"the loss became {loss.item()} at epoch {self.epoch + 1}, batch {index}: "
+                        f"lower the learning rate (now {self.training.learning_rate}) or check the training targets"
+                    )
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
+        self._apply_masks()
+        return ready
+
+    def _loss_of(self, inputs: Any, target: Any) -> Tensor:
+        context, training = self.context, self.training
+        if context.data.step is not None:
+            return context.data.step(self.model, (inputs, target))
+        with torch.autocast(context.device.type, torch.bfloat16, enabled=self.bfloat16):
+            output = forward(self.model, inputs)
+        share = training.teacher_share if context.teacher is not None else 0.0
+        if target is None and context.teacher is None:
+            raise DataError("Data.train has no targets and there is no teacher: healing needs one of them")
+        share = 1.0 if target is None else share
+        loss = self.loss(output, target) * (1 - share) if share < 1 else torch.zeros((), device=context.device)
+        if share > 0 and context.teacher is not None:
+            with torch.no_grad(), torch.autocast(context.device.type, torch.bfloat16, enabled=self.bfloat16):
+                wanted = forward(context.teacher, inputs)
+            student, teacher = (select_output(part, context.data.output).float() for part in (output, wanted))
+            loss = loss + share * imitation(student, teacher, context.data.loss == "cross_entropy", training.temperature)
+        return loss
+
+    def _apply_masks(self) -> None:
+        tensors = named_tensors(self.model) if self.masks else {}
+        with torch.no_grad():
+            for name, mask in self.masks.items():
+                tensors[name].masked_fill_(~mask, 0.0)  # a product would leave -0.0
+
+    def _consider(self) -> None:
+        score = evaluate(self.model, self.context.data, "validate", self.context.device)
+        value = score.value if score.higher_is_better else -score.value
+        self.waited += 1
+        if value > self.best_score or not self.best:
+            self.best_score, self.waited = value, 0
+            self.best = {name: tensor.detach().clone() for name, tensor in named_tensors(self.model).items()}
+
+    def _load(self, values: dict[str, Tensor]) -> None:
+        tensors = named_tensors(self.model)
+        with torch.no_grad():
+            for name, value in values.items():
+                tensors[name].copy_(value)
+
+    def _save(self) -> None:
+        if self.path is None:
+            return
+        stored = {f"model/{name}": tensor for name, tensor in named_tensors(self.model).items()}
+        stored |= {f"best/{name}": tensor for name, tensor in self.best.items()}
+        stored |= {f"mask/{name}": mask for name, mask in self.masks.items()}
+        for name, parameter in self.parameters.items():
+            stored |= {f"optimizer/{name}/{key}": value for key, value in self.optimizer.state[parameter].items()}
+        facts = {"epoch": self.epoch, "waited": self.waited, "best_score": self.best_score}
+        metadata = {"facts": json.dumps(facts), "torch": torch.__version__}
+        clones = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in stored.items()}
+        temporary = self.path.with_suffix(".part")
+        save_file(clones, temporary, metadata)
+        os.replace(temporary, self.path)
+
+    def _restore(self) -> bool:
+        if self.path is None or not self.path.exists():
+            return False
+        try:
+            with safe_open(self.path, "pt") as stored:  # type: ignore[no-untyped-call]
+                facts = json.loads(stored.metadata()["facts"])
+                values: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "mask": {}, "optimizer": {}}
+                for key in stored.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                    kind, _, name = key.partition("/")
+                    values[kind][name] = stored.get_tensor(key).to(self.context.device)
+        except (SafetensorError, KeyError, json.JSONDecodeError):
+            return False  # a damaged checkpoint costs its training run, never a wrong result
+        self._load(values["model"])
+        self.best = values["best"]
+        for name, mask in values["mask"].items():
+            self.masks[name] = mask
+        for name, value in values["optimizer"].items():
+            owner, _, key = name.rpartition("/")
+            self.optimizer.state[self.parameters[owner]][key] = value.cpu() if key == "step" else value
+        self.epoch, self.waited, self.best_score = facts["epoch"], facts["waited"], facts["best_score"]
+        return True
+
+
+def imitation(student: Tensor, teacher: Tensor, classes: bool, temperature: float) -> Tensor:
+    """How far the student's output is from the teacher's: soft targets for classes, squared error otherwise.
+
+    Args:
+        student: `[batch, classes, ...]` logits, or any output.
+        teacher: the same shape.
+        classes: whether dimension 1 holds logits.
+        temperature: divides the logits; the loss is scaled by its square (Hinton et al., 2015).
+    """
+    if not classes or student.dim() < 2:
+        return F.mse_loss(student, teacher)
+    wanted = F.softmax(teacher / temperature, 1)
+    given = F.log_softmax(student / temperature, 1)
+    return -(wanted * given).sum(1).mean() * temperature**2
+
+
+def _steps_per_epoch(context: Context) -> int:
+    loader: Any = context.data.train
+    try:
+        return max(1, len(loader))
+    except TypeError:
+        return max(1, sum(1 for _ in loader))
+
+
+@contextmanager
+def _reseeded_loader(loader: Any, seed: int) -> Iterator[None]:
+    """Seed the loader's own generator for a while, if it has one; what it was is put back."""
+    generator = getattr(loader, "generator", None) or getattr(getattr(loader, "sampler", None), "generator", None)
+    if not isinstance(generator, torch.Generator):
+        yield
+        return
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
+def _checkpoint_path(model: nn.Module, context: Context, training: Training, scheduled: bool) -> Path | None:
+    """A file named by everything the result depends on, so that no other run can pick it up by mistake."""
+    if context.workspace is None:
+        return None
+    digest = hashlib.sha256(repr((context.seed, context.position, context.step, training, scheduled)).encode())
+    for name, tensor in sorted(named_tensors(model).items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    first = next(iter(context.data.train or ()), None)
+    digest.update(repr(type(split_batch(first)[0])).encode())
+    context.workspace.mkdir(parents=True, exist_ok=True)
+    return context.workspace / f"train-{digest.hexdigest()[:20]}.safetensors"
