@@ -1,1 +1,31 @@
-"""Deep-learning model compression on plain PyTorch models."""
+"""Deep-learning model compression: state a budget, get one deployable file that keeps it, and a report that proves it."""
+
+from featherweight.artifact import Artifact, load
+from featherweight.budget import Budget, Verdict
+from featherweight.data import Data, Task
+from featherweight.inspection import measure_task as measure
+from featherweight.pipeline import compress
+from featherweight.recipes import load_recipe
+from featherweight.report.facts import Report
+from featherweight.scoring import lower
+from featherweight.technique import Context, Recipe, Technique, only, run
+
+__version__ = "0.1.0"
+__all__ = [
+    "Artifact",
+    "Budget",
+    "Context",
+    "Data",
+    "Recipe",
+    "Report",
+    "Task",
+    "Technique",
+    "Verdict",
+    "compress",
+    "load",
+    "load_recipe",
+    "lower",
+    "measure",
+    "only",
+    "run",
+]

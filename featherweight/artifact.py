@@ -103,9 +103,17 @@ class Artifact:
             ArtifactError: the file holds no graph and needs the original class: `load(path, into=model)`.
             DataError: an input does not fit.
         """
+        return self.session(threads).run(inputs)
+
+    def session(self, threads: int = 1) -> Session:
+        """Return the ONNX Runtime session, made at the first call.
+
+        Raises:
+            ArtifactError: the file holds no graph.
+        """
         if self._session is None:
             self._session = Session(self.onnx_bytes(), threads)
-        return self._session.run(inputs)
+        return self._session
 
     def onnx_bytes(self) -> bytes:
         """Return the whole model as serialized ONNX, weights included.
@@ -114,7 +122,9 @@ class Artifact:
             ArtifactError: the file holds no graph.
         """
         if self.graph is None:
-            raise ArtifactError(f"{self.path or 'the artifact'} holds no graph: it needs the original class, load(path, into=model)")
+            raise ArtifactError(
+                f"{self.path or 'the artifact'} holds no graph: it needs the original class, load(path, into=model)"
+            )
         return assemble(self.graph, self.state)
 
     def into(self, model: nn.Module) -> nn.Module:
@@ -143,7 +153,9 @@ class Artifact:
             _tie(copied, first, name)
         for name, parameter in copied.named_parameters():
             if parameter.is_meta:
-                raise ModelError(f"{self.path or 'the artifact'} leaves {name} of {type(model).__name__} without values")
+                raise ModelError(
+                    f"{self.path or 'the artifact'} leaves {name} of {type(model).__name__} without values"
+                )
         return copied
 
     def to_bytes(self, graph: bool = True) -> bytes:
@@ -240,7 +252,7 @@ def compact(edits: list[Edit]) -> list[Edit]:
         else:
             sparse.update(edit.sparse)
     if cuts:
-        kept.insert(0, Keep(tuple(cuts[key] for key in sorted(cuts)), tuple(sorted(sizes.items()))))
+        kept.append(Keep(tuple(cuts[key] for key in sorted(cuts)), tuple(sorted(sizes.items()))))
     if sparse:
         kept.append(Write(None, tuple(sorted(sparse))))
     return kept
@@ -286,12 +298,16 @@ def _parse(data: bytes, source: str) -> Artifact:
         aliases = {str(name): str(first) for name, first in manifest.get("aliases", {}).items()}
         edits, facts = from_json(manifest["edits"]), dict(manifest["facts"])
         names = [name for name, _, _ in table]
-        weights = tuple(names[place] for place in places if 0 <= place)
+        weights = tuple(names[place] for place in places if place >= 0)
     except ArtifactError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"{source} has a manifest that cannot be read: {type(error).__name__}: {error}") from error
-    if len(sections) != 2 + len(table) + len(constants) or not set(aliases.values()) <= set(names) or len(set(names)) != len(names):
+    if (
+        len(sections) != 2 + len(table) + len(constants)
+        or not set(aliases.values()) <= set(names)
+        or len(set(names)) != len(names)
+    ):
         raise ArtifactError(f"{source} does not hold the {len(table)} tensors that its manifest lists")
     if sum(math.prod(shape) for *_, shape in [*table, *constants]) > _MOST_ELEMENTS:
         raise ArtifactError(f"{source} asks for more than {_MOST_ELEMENTS} values")

@@ -107,6 +107,22 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
+def rebuild(template: Any, values: Sequence[Tensor]) -> Any:
+    """Return `values` in the structure of `template`: the inverse of `tensors`."""
+    remaining = iter(values)
+
+    def walk(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return next(remaining)
+        if isinstance(part, Mapping):
+            return {key: walk(item) for key, item in part.items()}
+        if isinstance(part, list | tuple):
+            return tuple(walk(item) for item in part)
+        return part
+
+    return walk(template)
+
+
 def select_output(output: Any, choice: int | str | Callable[[Any], Tensor] | None) -> Tensor:
     """Return the part of a model's output that the loss and the score see.
 
@@ -119,7 +135,9 @@ def select_output(output: Any, choice: int | str | Callable[[Any], Tensor] | Non
         try:
             return output[choice]  # type: ignore[no-any-return]
         except (KeyError, IndexError, TypeError) as error:
-            raise DataError(f"Data(output={choice!r}): the model returned {describe(output)}, which has no such part") from error
+            raise DataError(
+                f"Data(output={choice!r}): the model returned {describe(output)}, which has no such part"
+            ) from error
     if isinstance(output, Tensor):
         return output
     raise DataError(
@@ -152,10 +170,14 @@ def batches(loader: Loader | None, name: str, device: torch.device | str = "cpu"
         inputs, target = (move(part, device) for part in split_batch(batch))
         for tensor in tensors(inputs):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise DataError(f"Data.{name}: batch {index} has NaN or infinity in its inputs {describe(inputs)}: clean it first")
+                raise DataError(
+                    f"Data.{name}: batch {index} has NaN or infinity in its inputs {describe(inputs)}: clean it first"
+                )
         yield inputs, target
     if index < 0:
-        raise DataError(f"Data.{name} is empty: it yields no batch; every loader must give at least one, each time it is read")
+        raise DataError(
+            f"Data.{name} is empty: it yields no batch; every loader must give at least one, each time it is read"
+        )
 
 
 def example_inputs(data: Data, device: torch.device | str = "cpu", batch: int = 2) -> Inputs:
@@ -213,7 +235,9 @@ def complete(data: Data) -> tuple[Data, tuple[str, ...]]:
             notes.append(f"no {split} loader and no train to split: the verdict and the choices share one loader")
     if given["calibrate"] is None:
         given["calibrate"] = given["train"] if given["train"] is not None else given["validate"]
-        notes.append(f"no calibrate loader: the start of {'train' if given['train'] is not None else 'validate'} is used")
+        notes.append(
+            f"no calibrate loader: the start of {'train' if given['train'] is not None else 'validate'} is used"
+        )
     if given["train"] is None:
         notes.append("no train loader: steps that heal by training are left out")
     return replace(data, **given), tuple(notes)

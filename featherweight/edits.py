@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import ArtifactError, ModelError, closest
-from featherweight.layers import build
+from featherweight.layers import QuantizedLayer, build
 
 Undo = Callable[[], None]
+_LONGEST = 1 << 22  # entries of one dimension; a damaged file must not cost memory
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,9 @@ def _holders(model: nn.Module, wanted: Tensor | nn.Module) -> list[tuple[nn.Modu
     """All (module, attribute) pairs that hold this very tensor or module."""
     held: list[tuple[nn.Module, str]] = []
     for module in model.modules():
-        own: list[Mapping[str, Any]] = [module._modules] if isinstance(wanted, nn.Module) else [module._parameters, module._buffers]
+        own: list[Mapping[str, Any]] = (
+            [module._modules] if isinstance(wanted, nn.Module) else [module._parameters, module._buffers]
+        )
         held += [(module, name) for table in own for name, value in table.items() if value is wanted]
     return held
 
@@ -124,25 +127,33 @@ def _replace(holders: Iterable[tuple[nn.Module, str]], value: Tensor | nn.Module
 
 
 def _apply_keep(model: nn.Module, edit: Keep) -> Undo:
-    tensors = named_tensors(model)
+    tensors, stored = named_tensors(model), model.state_dict(keep_vars=True)
     changes: list[tuple[list[tuple[nn.Module, str]], Tensor]] = []
     by_tensor: dict[int, tuple[Tensor, list[Cut]]] = {}
     for cut in edit.cuts:
         if cut.tensor not in tensors:
             raise ModelError(f"{type(model).__name__} has no tensor {cut.tensor!r}.{closest(cut.tensor, tensors)}")
+        if cut.tensor not in stored:
+            raise ModelError(
+                f"{cut.tensor} is not in the state dict (persistent=False), so a cut of it could not be stored"
+            )
         by_tensor.setdefault(id(tensors[cut.tensor]), (tensors[cut.tensor], []))[1].append(cut)
     for tensor, cuts in by_tensor.values():
         value = tensor.detach()
-        for cut in cuts:
-            if cut.dim >= tensor.dim() or (cut.index and max(cut.index) >= tensor.shape[cut.dim]):
-                raise ModelError(f"{cut.tensor} {list(tensor.shape)} has no entries {cut.index[-3:]} on dimension {cut.dim}")
+        for cut in _one_a_dimension(cuts):
+            if not 0 <= cut.dim < tensor.dim() or not _within(cut.index, tensor.shape[cut.dim]):
+                raise ModelError(
+                    f"{cut.tensor} {list(tensor.shape)} has no entries {cut.index[-3:]} on dimension {cut.dim}"
+                )
             value = value.index_select(cut.dim, torch.tensor(cut.index, dtype=torch.long, device=value.device))
         kept: Tensor = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
         changes.append((_holders(model, tensor), kept))
     sizes = [(module_at(model, path.rpartition(".")[0]), path.rpartition(".")[2], value) for path, value in edit.sizes]
-    for (path, value), (module, name, _) in zip(edit.sizes, sizes, strict=True):
+    for (path, size), (module, name, _) in zip(edit.sizes, sizes, strict=True):
         if type(getattr(module, name, None)) is not int:
-            raise ModelError(f"{path} is {getattr(module, name, None)!r}, not an integer size, and cannot become {value}")
+            raise ModelError(
+                f"{path} is {getattr(module, name, None)!r}, not an integer size, and cannot become {size}"
+            )
     before = [(module, name, getattr(module, name)) for module, name, _ in sizes]
     old = [(holders, _held(holders)) for holders, _ in changes]
     for holders, value in changes:
@@ -159,6 +170,20 @@ def _apply_keep(model: nn.Module, edit: Keep) -> Undo:
     return undo
 
 
+def _one_a_dimension(cuts: Sequence[Cut]) -> list[Cut]:
+    """The cuts of one tensor; a tied tensor may be named twice, if both names keep the same."""
+    found: dict[int, Cut] = {}
+    for cut in cuts:
+        other = found.setdefault(cut.dim, cut)
+        if other.index != cut.index:
+            raise ModelError(f"{cut.tensor} and {other.tensor} are one tensor, cut in two ways on dimension {cut.dim}")
+    return list(found.values())
+
+
+def _within(index: tuple[int, ...], size: int) -> bool:
+    return not index or (min(index) >= 0 and max(index) < size)
+
+
 def _held(holders: Sequence[tuple[nn.Module, str]]) -> Tensor:
     module, name = holders[0]
     value: Tensor = getattr(module, name)
@@ -170,14 +195,18 @@ def _apply_swap(model: nn.Module, edit: Swap) -> Undo:
         raise ModelError(f"the whole {type(model).__name__} cannot be replaced by a {edit.kind}: swap a submodule")
     old = module_at(model, edit.path)
     new = build(edit.kind, dict(edit.options))
+    near = [*named_tensors(old).values(), *named_tensors(model).values()]
+    if near and not any(tensor.is_meta for tensor in named_tensors(new).values()):
+        new.to(near[0].device)
+    if not isinstance(new, QuantizedLayer):  # its scales are float32, as the reference operators want them
+        new.to(next((tensor.dtype for tensor in near if tensor.is_floating_point()), None))
     if edit.state is not None:
         try:
             new.load_state_dict(dict(edit.state), strict=True)
         except RuntimeError as error:
-            raise ModelError(f"{edit.path}: the state does not fit a {edit.kind} with {dict(edit.options)}: {error}") from error
-    reference = next((tensor for tensor in named_tensors(old).values()), next(iter(named_tensors(model).values()), None))
-    if reference is not None and not any(tensor.is_meta for tensor in named_tensors(new).values()):
-        new.to(reference.device)
+            raise ModelError(
+                f"{edit.path}: the state does not fit a {edit.kind} with {dict(edit.options)}: {error}"
+            ) from error
     new.train(old.training)
     holders = _holders(model, old)
     _replace(holders, new)
@@ -192,7 +221,9 @@ def _apply_write(model: nn.Module, edit: Write) -> Undo:
         if name not in tensors:
             raise ModelError(f"{type(model).__name__} has no tensor {name!r}.{closest(name, tensors)}")
         if tensors[name].shape != value.shape:
-            raise ModelError(f"{name} is {list(tensors[name].shape)} and cannot take values of shape {list(value.shape)}")
+            raise ModelError(
+                f"{name} is {list(tensors[name].shape)} and cannot take values of shape {list(value.shape)}"
+            )
     old = {name: tensors[name].detach().clone() for name in edit.state}
 
     def write(values: Mapping[str, Tensor]) -> None:
@@ -225,7 +256,9 @@ def to_json(edits: Iterable[Edit]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for edit in edits:
         if isinstance(edit, Keep):
-            rows.append({"keep": [[cut.tensor, cut.dim, len(cut.index)] for cut in edit.cuts], "sizes": dict(edit.sizes)})
+            rows.append(
+                {"keep": [[cut.tensor, cut.dim, len(cut.index)] for cut in edit.cuts], "sizes": dict(edit.sizes)}
+            )
         elif isinstance(edit, Swap):
             rows.append({"swap": edit.path, "kind": edit.kind, "options": dict(edit.options)})
         elif edit.sparse:
@@ -243,13 +276,15 @@ def from_json(rows: Sequence[Mapping[str, Any]]) -> list[Edit]:
     for row in rows:
         try:
             if "keep" in row:
+                if any(int(length) > _LONGEST for *_, length in row["keep"]):
+                    raise ValueError(f"it keeps more than {_LONGEST} entries of a dimension")
                 cuts = tuple(Cut(str(name), int(dim), tuple(range(int(length)))) for name, dim, length in row["keep"])
                 edits.append(Keep(cuts, tuple((str(path), int(size)) for path, size in row["sizes"].items())))
             elif "swap" in row:
                 edits.append(Swap(str(row["swap"]), str(row["kind"]), dict(row["options"])))
             else:
                 edits.append(Write(None, tuple(str(name) for name in row["sparse"])))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ArtifactError(f"not an edit: {str(row)[:200]} ({error})") from error
     return edits
 

@@ -8,12 +8,8 @@ The idea of a coupled group: Fang et al., "DepGraph: Towards Any Structural Prun
 from __future__ import annotations
 
 import operator
-import os
-import re
-import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +21,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from featherweight.errors import ModelError
 from featherweight.labels import Call, Value, apply, collapse, unknown, varying
+from featherweight.trace import trace, where
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ def coupled_groups(
     Raises:
         ModelError: the model cannot be exported; the message has the reason.
     """
-    program = _export(model, args, kwargs or {})
+    program = trace(model, args, kwargs)
     atoms = Atoms()
     _walk(program, _tensors(model), atoms)
     return _read(atoms)
@@ -93,7 +89,7 @@ class Atoms:
         self._pins: list[tuple[np.ndarray, int]] = []
         self._edges: list[np.ndarray] = []
         self._sources: list[np.ndarray] = []
-        self._split: list[tuple[Tensor, int | None, str]] = []
+        self._split: list[tuple[Tensor, str]] = []
 
     def tensor(self, name: str, shape: Sequence[int]) -> Value:
         """Give every index of every dimension of a parameter an atom; a dimension of size 1 cannot be cut."""
@@ -138,27 +134,24 @@ class Atoms:
         """Mark atoms as output channels of a layer: only groups that hold one can be cut."""
         self._sources.append(labels.numpy().ravel())
 
-    def split(self, labels: Tensor, shrinks: int | None, why: str) -> None:
-        """Remember a tensor whose labels vary along several dimensions, and which of them can shrink, if known."""
+    def split(self, labels: Tensor, why: str) -> None:
+        """Remember a tensor whose labels vary along several dimensions; `solve` keeps it rectangular."""
         if len(varying(labels)) > 1:
-            self._split.append((labels, shrinks, why))
+            self._split.append((labels, why))
 
     def solve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return for every atom its component, the component's first reason (-1: free), and whether it is a source.
 
         What is left of a tensor after a removal must be rectangular. Where components vary along several dimensions of
-        one tensor (a view that splits the channels, as in a channel shuffle), one of them shrinks: the one the model
-        wrote as -1, else the last.
+        one tensor (a view that splits the channels, as in a channel shuffle), the last of them is the one that shrinks.
         """
         root = _components(self.size, self._edges)
         changed = True
         while changed:
             before = len(self._edges)
-            for labels, shrinks, why in self._split:
+            for labels, why in self._split:
                 now = collapse(torch.from_numpy(root)[labels.long()])
-                dims = varying(now)
-                if len(dims) > 1:
-                    self.tie_along(now, dims - {shrinks if shrinks in dims else max(dims)}, why)
+                self.tie_along(now, sorted(varying(now))[:-1], why)
             changed = len(self._edges) > before
             root = _components(self.size, self._edges) if changed else root
         reason = np.full(self.size, len(self.reasons), dtype=np.int64)
@@ -183,48 +176,6 @@ def _components(size: int, edges: Sequence[np.ndarray]) -> np.ndarray:
         apart = root[left] != root[right]
         left, right = left[apart], right[apart]
     return root
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode without calling overridden `eval` methods, and switch fused kernels off."""
-    modes = [(module, module.training) for module in model.modules()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        for module, _ in modes:
-            module.training = False
-        # the fused encoder layer would hide its hidden units in one operator
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for module, training in modes:
-            module.training = training
-
-
-def _two(item: Any) -> Any:
-    """Return an example tensor with batch size 2, because size 1 would look like broadcasting."""
-    if isinstance(item, Tensor) and item.ndim and len(item):
-        return item[:2] if len(item) > 1 else torch.cat((item, item))
-    return item
-
-
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    """Export in evaluation mode with batch size 2, or with the example as given where the model insists on it."""
-    pairs = pytree.tree_map(_two, (args, kwargs))
-    reasons = []
-    for example, strict in ((pairs, False), (pairs, True), ((args, kwargs), False)):
-        try:
-            with _evaluating(model):
-                return torch.export.export(model, example[0], example[1], strict=strict)
-        except Exception as error:  # the exporter raises whatever the model's own code raises
-            reasons.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
-    raise ModelError(
-        f"{type(model).__name__} cannot be traced, so its channels cannot be followed: {reasons[-1]}. "
-        "Check the example inputs, or leave channel removal out of the recipe."
-    )
 
 
 def _tensors(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -264,7 +215,7 @@ def _walk(program: ExportedProgram, tensors: dict[str, tuple[str, tuple[int, ...
             args, kwargs = pytree.tree_map_only(Node, lambda n: known.get(n), (node.args, node.kwargs))
             name = getattr(getattr(node.target, "overloadpacket", node.target), "__name__", str(node.target))
             name = name if name.startswith("_") else name.rstrip("_")
-            call = Call(node.target, name, tuple(args), dict(kwargs), shapes or ((),), atoms, _where(node))
+            call = Call(node.target, name, tuple(args), dict(kwargs), shapes or ((),), atoms, where(node))
             known[node] = unknown(call, "has a size that depends on the data") if dynamic else apply(call)
 
 
@@ -283,17 +234,6 @@ def _outputs(program: ExportedProgram, node: Node, known: dict[Node, Any], atoms
         kind = "an output of the model" if spec.kind is OutputKind.USER_OUTPUT else "written back into the model"
         for layer in value.layers if isinstance(value, Value) else ():
             atoms.pin(layer, f"it is {kind}")
-
-
-def _where(node: Node) -> str:
-    """Return file, line and layer of a node: the innermost frame that is not PyTorch's own."""
-    frames = re.findall(r'File "(.+?)", line (\d+)', node.meta.get("stack_trace") or "")
-    torch_folder = os.path.dirname(torch.__file__)
-    own = [frame for frame in frames if not frame[0].startswith(torch_folder)] or frames
-    place = f"at {os.path.basename(own[-1][0])}:{own[-1][1]}" if own else ""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]) if stack else ""
-    return f"{place} ({path})" if path else place
 
 
 def _path(tensor: str) -> str:

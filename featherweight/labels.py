@@ -168,7 +168,8 @@ def layer_norm(call: Call) -> Any:
     text = "normalises over its channels"
     for value in call.values()[1:]:
         call.free(value.layers, range(len(value.shape)), text)
-    return call.result(call.free(x.layers, normalised, text))
+    call.free(x.layers, normalised, text)
+    return call.result(x.layers)  # pinned labels go on, so that what is added later names this reason
 
 
 def channels(call: Call, value: Value, axis: int) -> tuple[Tensor, Line]:
@@ -189,7 +190,7 @@ def produce(call: Call, out: Tensor, axis: int, bias: Value | None, others: Sequ
     """Return the layers of a result whose channels carry the labels `out`, `[channels]`, along `axis`."""
     if bias is not None:
         call.atoms.tie(channels(call, bias, len(bias.shape) - 1)[0], out, call.why(FIXED))
-    if not call.values()[0].static:  # a product of parameters is a weight, no layer
+    if not all(value.static for value in call.values()[:2]):  # a product of parameters is a weight, no layer
         call.atoms.source(out)
     return [*others, out.reshape([-1 if d == axis else 1 for d in range(len(call.shapes[0]))])]
 
@@ -292,13 +293,18 @@ def move(call: Call, value: Value | None = None) -> Any:
 
 
 def reshape(call: Call) -> Any:
-    """Views: a dimension may be split or merged, and the labels follow as data; one written as -1 can shrink."""
+    """Views: a dimension may be split or merged, and the labels follow; only one written as -1 can shrink."""
     x, (shape,) = call.values()[0], call.shapes
     sizes = call.get("sizes") or call.get("size") or call.get("shape") or ()
     first = call.get("dim") % len(x.shape) if call.name == "unflatten" else 0
-    layers = [collapse(layer.expand(x.shape).reshape(shape)) for layer in x.layers]
-    for layer in layers:
-        call.atoms.split(layer, first + list(sizes).index(-1) if -1 in sizes else None, call.why(FIXED))
+    shrinks = first + list(sizes).index(-1) if -1 in sizes else None
+    layers = []
+    for layer in x.layers:
+        labels = collapse(layer.expand(x.shape).reshape(shape))
+        if shrinks in varying(labels):
+            labels = call.atoms.tie_along(labels, varying(labels) - {shrinks}, call.why(FIXED))
+        call.atoms.split(labels, call.why(FIXED))
+        layers.append(labels)
     return call.result(layers, x.static)
 
 
@@ -377,7 +383,7 @@ def concatenate(call: Call) -> Any:
             shape = [size if d in dims or d == dim else 1 for d, size in enumerate(value.shape)]
             parts.append((line[0] if line else torch.zeros([1] * rank, dtype=torch.int32)).expand(shape))
         layers.append(collapse(torch.cat(parts, dim)))
-        call.atoms.split(layers[-1], None, call.why(FIXED))
+        call.atoms.split(layers[-1], call.why(FIXED))
     return call.result(layers, all(value.static for value in values))
 
 

@@ -1,17 +1,14 @@
-"""`measure`: what a model costs and how good it is; latency interleaved on one thread, memory in a fresh process."""
+"""What a model costs and how good it is: parameters, MACs, memory in a fresh process, agreement with PyTorch."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,25 +21,11 @@ from featherweight.artifact import Artifact
 from featherweight.costs import count_macs, original_bytes, parameters
 from featherweight.data import Data, Inputs, example_inputs, forward, tensors
 from featherweight.errors import ExportError, ModelError
+from featherweight.latency import Latency
 from featherweight.runtimes.onnxruntime import Session
 from featherweight.scoring import Score
 
 _LEAST_SQNR = 25.0  # decibels; below it an exported model does not compute what the PyTorch model computes
-_SPIN = 0.05  # seconds of warm-up for each candidate
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Seconds of one call: the median, the quartiles around it, and how many calls were timed."""
-
-    median: float
-    low: float
-    high: float
-    runs: int
-
-    def to_dict(self) -> dict[str, float]:
-        """Return the JSON-able form, in seconds."""
-        return {"median": self.median, "low": self.low, "high": self.high, "runs": self.runs}
 
 
 @dataclass(frozen=True)
@@ -103,7 +86,11 @@ class Measurement:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-able form."""
         plain = {key: getattr(self, key) for key in self.__dataclass_fields__ if key not in ("latency", "uncounted")}
-        return {**plain, "uncounted": dict(self.uncounted), "latency": {name: item.to_dict() for name, item in self.latency.items()}}
+        return {
+            **plain,
+            "uncounted": dict(self.uncounted),
+            "latency": {name: item.to_dict() for name, item in self.latency.items()},
+        }
 
 
 def structure(model: nn.Module, data: Data) -> Measurement:
@@ -124,85 +111,32 @@ def with_score(measurement: Measurement, score: Score) -> Measurement:
     """Return the measurement with a score in it."""
     values = {key: getattr(measurement, key) for key in measurement.__dataclass_fields__}
     error = score.error if math.isfinite(score.error) else None
-    values |= {"score": score.value, "score_error": error, "score_name": score.name, "higher_is_better": score.higher_is_better}
+    values |= {
+        "score": score.value,
+        "score_error": error,
+        "score_name": score.name,
+        "higher_is_better": score.higher_is_better,
+    }
     return Measurement(**values)
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float = 1.0, least: int = 20, most: int = 2000) -> dict[str, Latency]:
-    """Time several calls in turn, so that whatever else the machine does falls on all of them alike.
-
-    Args:
-        calls: by name; each is warmed up first.
-        seconds: to spend on each call, about.
-        least: rounds at least.
-        most: rounds at most.
-    """
-    for call in calls.values():
-        start = time.perf_counter()
-        call()
-        while time.perf_counter() - start < _SPIN:
-            call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    start = time.perf_counter()
-    while (rounds := len(next(iter(times.values())))) < most:
-        if rounds >= least and time.perf_counter() - start > seconds * len(calls):
-            break
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - begin)
-    return {name: _latency(values) for name, values in times.items()}
-
-
-def _latency(values: list[float]) -> Latency:
-    quartiles = statistics.quantiles(values, n=4)
-    return Latency(statistics.median(values), quartiles[0], quartiles[2], len(values))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run PyTorch on one thread for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def latencies(candidates: Mapping[str, nn.Module | bytes], data: Data, seconds: float = 1.0) -> dict[str, Latency]:
-    """Time models on one sample and one thread, interleaved.
-
-    Args:
-        candidates: by name: PyTorch modules (eager), or serialized ONNX models (ONNX Runtime).
-        data: gives the example.
-        seconds: to spend on each.
-    """
-    inputs = _one_sample(data)
-    calls: dict[str, Callable[[], object]] = {}
-    for name, candidate in candidates.items():
-        if isinstance(candidate, bytes):
-            session = Session(candidate)
-            feeds = session.feeds(inputs)
-            calls[name] = lambda session=session, feeds=feeds: session.run(feeds)  # type: ignore[misc]
-        else:
-            plain = copy.deepcopy(candidate).cpu().eval()
-            calls[name] = lambda plain=plain: forward(plain, inputs)  # type: ignore[misc]
-    with one_thread(), torch.inference_mode():
-        return interleaved(calls, seconds)
-
-
-def _one_sample(data: Data) -> Inputs:
-    return example_inputs(data, batch=1)
-
-
 _PEAK_PROGRAM = """
-import sys, resource, numpy, onnxruntime
+import resource, sys
+from pathlib import Path
+import numpy, onnxruntime
 model, feeds = sys.argv[1], dict(numpy.load(sys.argv[2]))
 options = onnxruntime.SessionOptions(); options.intra_op_num_threads = 1; options.log_severity_level = 3
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+def kilobytes(key):
+    return int(status.read_text().partition(key + ":")[2].split()[0])
+try:
+    reset.write_text("5")
+    before = kilobytes("VmRSS")
+except OSError:
+    status, before = None, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, feeds)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024))
+after = kilobytes("VmHWM") if status else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) * (1 if sys.platform == "darwin" else 1024))
 """
 
 
@@ -212,14 +146,18 @@ def peak_bytes(model: bytes, data: Data) -> int:
     Raises:
         ExportError: the process failed.
     """
-    feeds = Session(model).feeds(_one_sample(data))
+    feeds = Session(model).feeds(example_inputs(data, batch=1))
     with tempfile.TemporaryDirectory() as folder:
         path, inputs = Path(folder) / "model.onnx", Path(folder) / "inputs.npz"
         path.write_bytes(model)
         np.savez(inputs, **feeds)  # type: ignore[arg-type]
-        done = subprocess.run([sys.executable, "-c", _PEAK_PROGRAM, str(path), str(inputs)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", _PEAK_PROGRAM, str(path), str(inputs)], capture_output=True, text=True, check=False
+        )
     if done.returncode:
-        raise ExportError(f"measuring memory failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
+        raise ExportError(
+            f"measuring memory failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}"
+        )
     return int(done.stdout)
 
 
@@ -239,13 +177,17 @@ def agreement(model: nn.Module, artifact: Artifact, inputs: Inputs) -> Agreement
         expected = [value.float() for value in tensors(forward(plain, inputs))]
     given = [torch.from_numpy(np.asarray(value)).float() for value in artifact.run(inputs)]
     if [value.shape for value in expected] != [value.shape for value in given]:
-        raise ExportError(f"ONNX Runtime gives outputs {[list(v.shape) for v in given]}, PyTorch {[list(v.shape) for v in expected]}")
+        raise ExportError(
+            f"ONNX Runtime gives outputs {[list(v.shape) for v in given]}, PyTorch {[list(v.shape) for v in expected]}"
+        )
     noise = sum(float((a - b).double().square().sum()) for a, b in zip(expected, given, strict=True))
     signal = sum(float(a.double().square().sum()) for a in expected)
     sqnr = 200.0 if noise == 0 else -200.0 if signal == 0 else max(-200.0, min(200.0, 10 * math.log10(signal / noise)))
     largest = max(float((a - b).abs().max()) for a, b in zip(expected, given, strict=True))
     if not sqnr >= _LEAST_SQNR and largest > 1e-5:
-        raise ExportError(f"the exported model disagrees with PyTorch: SQNR {sqnr:.1f} dB (at least {_LEAST_SQNR}), max error {largest:.3g}")
+        raise ExportError(
+            f"the exported model disagrees with PyTorch: SQNR {sqnr:.1f} dB (at least {_LEAST_SQNR}), max error {largest:.3g}"
+        )
     return Agreement(_significant(largest), _significant(sqnr), _same_top(expected[0], given[0]))
 
 
@@ -273,7 +215,11 @@ def machine() -> dict[str, Any]:
             if key.strip() == "model name":
                 cpu = value.strip()
             elif key.strip() == "flags":
-                flags = {flag for flag in value.split() if flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "avx512_bf16")}
+                flags = {
+                    flag
+                    for flag in value.split()
+                    if flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "avx512_bf16")
+                }
     return {
         "cpu": cpu,
         "features": sorted(flags),
@@ -300,7 +246,17 @@ def fresh_outputs(path: Path, inputs: list[Inputs], batch: int) -> list[np.ndarr
         columns = [[value.cpu().numpy() for value in tensors(item)] for item in inputs]
         joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
         np.savez(given, *joined)
-        command = [sys.executable, "-m", "featherweight", "run", str(path), "--input", str(given), "--output", str(taken)]
+        command = [
+            sys.executable,
+            "-m",
+            "featherweight",
+            "run",
+            str(path),
+            "--input",
+            str(given),
+            "--output",
+            str(taken),
+        ]
         done = subprocess.run([*command, "--batch", str(batch), "--json"], capture_output=True, text=True, check=False)
         if done.returncode:
             raise ModelError(f"{path} does not run in a fresh process: {(done.stderr or done.stdout).strip()[-400:]}")

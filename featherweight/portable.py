@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from featherweight.data import Data, Inputs, as_call, example_inputs
 from featherweight.errors import ArtifactError, ExportError
 from featherweight.layers.quantized import reference
+from featherweight.modes import evaluating
 
 _LARGEST_CONSTANT = 64  # elements; anything larger in no state dict is stored with the weights
 _WEIGHT, _CONSTANT = "w", "c"
@@ -69,18 +70,14 @@ def export_graph(model: nn.Module, data: Data) -> Graph:
         ExportError: the model cannot be traced or holds an operator that ONNX does not have.
     """
     inputs = example_inputs(data)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        program = _program(model, inputs, data)
+        with evaluating(model):
+            program = _program(model, inputs, data)
         exported = _exported(program).model
     except ExportError:
         raise
-    except Exception as error:  # whatever the tracer, the exporter or the user's forward raises
+    except Exception as error:  # whatever the exporter raises
         raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {_first_line(error)}") from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     state = model.state_dict()
     onnxscript.optimizer.fold_constants(exported, should_fold=lambda node: False if _reads(node, state) else None)
     for simplify in (
@@ -113,7 +110,9 @@ def assemble(graph: Graph, state: Mapping[str, Tensor]) -> bytes:
             raise ArtifactError(f"the stored graph asks for a tensor {initializer.name!r} that the file does not hold")
         value = table[int(number)]
         tensor = state[value] if kind == _WEIGHT else value
-        initializer.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(tensor.detach().cpu().numpy()), initializer.name))
+        initializer.CopyFrom(
+            numpy_helper.from_array(np.ascontiguousarray(tensor.detach().cpu().numpy()), initializer.name)
+        )
     return bytes(model.SerializeToString())
 
 
@@ -163,7 +162,12 @@ def _exported(program: torch.export.ExportedProgram) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.onnx.export(
-                program, (), dynamo=True, optimize=False, verbose=False, custom_translation_table=_TRANSLATIONS  # type: ignore[arg-type]
+                program,
+                (),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                custom_translation_table=_TRANSLATIONS,  # type: ignore[arg-type]
             )
     finally:
         logger.setLevel(level)
@@ -197,7 +201,9 @@ def _strip(model: onnx.ModelProto, state: set[str]) -> Graph:
     del graph.initializer[:]
     graph.initializer.extend(bare)
     _rename(graph, names, {opset.domain: opset.version for opset in model.opset_import})
-    slim = onnx.ModelProto(ir_version=model.ir_version, graph=graph, opset_import=model.opset_import, functions=model.functions)
+    slim = onnx.ModelProto(
+        ir_version=model.ir_version, graph=graph, opset_import=model.opset_import, functions=model.functions
+    )
     return Graph(bytes(slim.SerializeToString(deterministic=True)), tuple(weights), tuple(constants))
 
 
@@ -230,7 +236,11 @@ def _drop_defaults(node: onnx.NodeProto, opsets: Mapping[str, int]) -> None:
 
 
 def _is_default(attribute: onnx.AttributeProto, default: onnx.AttributeProto | None) -> bool:
-    if default is not None and default.type and onnx.helper.get_attribute_value(default) == onnx.helper.get_attribute_value(attribute):
+    if (
+        default is not None
+        and default.type
+        and onnx.helper.get_attribute_value(default) == onnx.helper.get_attribute_value(attribute)
+    ):
         return True
     return attribute.name in ("dilations", "strides") and set(attribute.ints) == {1}
 

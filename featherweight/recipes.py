@@ -36,10 +36,15 @@ def recipe_from_json(value: Any) -> Recipe:
         value = {"steps": value}
     if not isinstance(value, dict) or not isinstance(value.get("steps"), list):
         raise RecipeError(f"a recipe is a list of steps, or a mapping with 'steps', not {value!r:.120}")
-    unknown = set(value) - {"steps", "any_order", "name", "about"}
+    unknown = {str(key) for key in value} - {"steps", "any_order", "name", "about"}
     if unknown:
-        raise RecipeError(f"a recipe has no key {sorted(unknown)[0]!r}.{closest(sorted(unknown)[0], ('steps', 'any_order', 'name', 'about'))}")
-    return Recipe(tuple(_step(row, index) for index, row in enumerate(value["steps"], 1)), bool(value.get("any_order", False)))
+        raise RecipeError(
+            f"a recipe has no key {sorted(unknown)[0]!r}.{closest(sorted(unknown)[0], ('steps', 'any_order', 'name', 'about'))}"
+        )
+    any_order = value.get("any_order", False)
+    if not isinstance(any_order, bool):
+        raise RecipeError(f"any_order={any_order!r} must be true or false")
+    return Recipe(tuple(_step(row, index) for index, row in enumerate(value["steps"], 1)), any_order)
 
 
 def _step(row: Any, index: int) -> Technique:
@@ -58,7 +63,9 @@ def _step(row: Any, index: int) -> Technique:
         if set(settings) != {"patterns", "step"} or not isinstance(settings["patterns"], list | str):
             raise RecipeError(f"{where}: only takes 'patterns' (a list) and 'step', not {sorted(settings)}")
         patterns = settings["patterns"]
-        return Only(tuple([patterns] if isinstance(patterns, str) else map(str, patterns)), _step(settings["step"], index))
+        return Only(
+            tuple([patterns] if isinstance(patterns, str) else map(str, patterns)), _step(settings["step"], index)
+        )
     known = known_techniques()
     if name not in known:
         raise RecipeError(f"{where}: unknown technique {name!r}.{closest(str(name), [*known, 'only'])}")
@@ -92,3 +99,18 @@ def load_recipe(path: str | Path) -> Recipe:
         return recipe_from_json(value)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
+
+
+def describe_techniques() -> list[dict[str, Any]]:
+    """Return one row a technique: name, stage, what it does in a sentence, and its settings with defaults and ranges."""
+    rows = []
+    for name, technique in known_techniques().items():
+        settings = []
+        for f in dataclasses.fields(technique):
+            choices = f.metadata["choices"]
+            reach = "|".join(map(str, choices)) if choices else f"{f.metadata['low']:g}..{f.metadata['high']:g}"
+            settings.append(f"{f.name}={f.default}" + ("" if isinstance(f.default, bool) else f" ({reach})"))
+        stage = technique.stage.name.lower() if technique.stage is not None else "any"
+        about = (technique.__doc__ or "").strip().splitlines()[0]
+        rows.append({"name": name, "stage": stage, "about": about, "settings": ", ".join(settings)})
+    return rows

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from featherweight.data import Data, batches, describe, forward, select_output
 from featherweight.errors import DataError, closest
+from featherweight.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
         low, high, classes = int(target.min()), int(target.max()), output.shape[1]
         if high >= classes or (low < 0 and low != -100):
             wrong = high if high >= classes else low
-            raise DataError(f"label {wrong} is out of range: the model's output {describe(output)} has classes 0 to {classes - 1}")
+            raise DataError(
+                f"label {wrong} is out of range: the model's output {describe(output)} has classes 0 to {classes - 1}"
+            )
     return F.cross_entropy(output, target)
 
 
@@ -155,12 +158,16 @@ def evaluate_outputs(call: Callable[[Any], Any], data: Data, split: str, device:
             raise DataError(f"Data.{split}: batch {index} has no target, and a score needs one: yield (inputs, target)")
         value = torch.as_tensor(function(call(inputs), target), dtype=torch.float64).detach().cpu()
         if not bool(torch.isfinite(value).all()):
-            raise DataError(f"the score is {value.flatten()[0].item()} on batch {index} of Data.{split}: the model's output or the target is not finite")
+            raise DataError(
+                f"the score is {value.flatten()[0].item()} on batch {index} of Data.{split}: the model's output or the target is not finite"
+            )
         whole_batches |= value.dim() == 0
         values.append(value.reshape(-1))
         sizes.append(_batch_size(target, inputs))
     samples = torch.cat(values)
-    weights = torch.tensor(sizes, dtype=torch.float64) if whole_batches else torch.ones(len(samples), dtype=torch.float64)
+    weights = (
+        torch.tensor(sizes, dtype=torch.float64) if whole_batches else torch.ones(len(samples), dtype=torch.float64)
+    )
     return Score(float((samples * weights).sum() / weights.sum()), higher, samples, name)
 
 
@@ -170,14 +177,8 @@ def evaluate(model: nn.Module, data: Data, split: str, device: torch.device | st
     Raises:
         DataError: as `evaluate_outputs`.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            return evaluate_outputs(lambda inputs: forward(model, inputs), data, split, device)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(model):
+        return evaluate_outputs(lambda inputs: forward(model, inputs), data, split, device)
 
 
 def _batch_size(target: Any, inputs: Any) -> int:

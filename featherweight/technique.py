@@ -18,9 +18,10 @@ from typing import Any, ClassVar, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from featherweight.data import Data, Inputs, as_call, describe, example_inputs, forward, tensors
-from featherweight.edits import Edit, Keep, Swap, apply, masked_state, module_at
+from featherweight.data import Data, Inputs, describe, example_inputs, forward, tensors
+from featherweight.edits import Edit, Keep, Swap, Write, apply, masked_state, module_at
 from featherweight.errors import FeatherweightError, ModelError, RecipeError, closest
+from featherweight.modes import evaluating
 
 Layer = TypeVar("Layer", bound=nn.Module)
 Report = Callable[[str, float], None]
@@ -152,11 +153,15 @@ class Technique(ABC):
 
     def to_json(self) -> Any:
         """Return the settings that differ from the defaults, `{"prune_weights": {"ratio": 0.9}}`, or the bare name."""
-        changed = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        changed = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default
+        }
         return {name_of(type(self)): changed} if changed else name_of(type(self))
 
     def __str__(self) -> str:
-        settings = ", ".join(f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self) if getattr(self, f.name) != f.default)
+        settings = ", ".join(
+            f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self) if getattr(self, f.name) != f.default
+        )
         return f"{name_of(type(self))}({settings})"
 
     def __add__(self, other: Technique) -> Recipe:
@@ -211,7 +216,9 @@ class Only(Technique):
     @property
     def steps(self) -> tuple[Technique, ...]:
         """The elementary steps inside, each narrowed alike."""
-        return tuple(Only(self.patterns, step) for step in self.inner.steps) if isinstance(self.inner, Recipe) else (self,)
+        return (
+            tuple(Only(self.patterns, step) for step in self.inner.steps) if isinstance(self.inner, Recipe) else (self,)
+        )
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield the inner step's edits on the narrowed scope.
@@ -223,7 +230,9 @@ class Only(Technique):
         for pattern in self.patterns:
             bare = pattern.removeprefix("!")
             if not any(fnmatch.fnmatchcase(path, bare) for path in paths):
-                raise RecipeError(f"only({pattern!r}) matches no layer of {type(model).__name__}.{closest(bare, paths)}")
+                raise RecipeError(
+                    f"only({pattern!r}) matches no layer of {type(model).__name__}.{closest(bare, paths)}"
+                )
         narrowed = dataclasses.replace(context, scope=(*context.scope, self.patterns))
         yield from self.inner.edits(model, narrowed)
 
@@ -266,10 +275,11 @@ class Recipe(Technique):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
+        for part in self.parts:
+            if not isinstance(part, Technique):
+                raise RecipeError(f"a recipe is made of techniques, and {part!r} is none")
         last: Technique | None = None
         for step in self.steps:
-            if not isinstance(step, Technique):
-                raise RecipeError(f"a recipe is made of techniques, and {step!r} is none")
             if step.stage is None:
                 continue
             if last is not None and last.stage is not None and step.stage < last.stage and not self.any_order:
@@ -376,18 +386,11 @@ def _refuse(context: Context, edit: Edit, reason: str) -> None:
 
 def _what_is_wrong(model: nn.Module, edit: Edit, inputs: Inputs, expected: str, reference: list[Tensor] | None) -> str:
     """Return why the model cannot stay like this, or an empty string."""
-    called: list[str] = []
-    hook = None
-    if isinstance(edit, Swap):
-        hook = module_at(model, edit.path).register_forward_hook(lambda *_: called.append(edit.path))
     try:
         output = _try_forward(model, inputs, "after the change")
     except ModelError as error:
         return str(error)
-    finally:
-        if hook is not None:
-            hook.remove()
-    if isinstance(edit, Swap) and not called:
+    if isinstance(edit, Swap) and not _is_called(model, edit.path, inputs):
         return f"its parent reads the weight of {edit.path} and never calls it, so a replacement would be bypassed"
     if _shape_of(output) != expected:
         return f"the output became {_shape_of(output)} where it was {expected}"
@@ -399,39 +402,43 @@ def _what_is_wrong(model: nn.Module, edit: Edit, inputs: Inputs, expected: str, 
     return ""
 
 
+def _is_called(model: nn.Module, path: str, inputs: Inputs) -> bool:
+    """Whether the module's forward runs; a forward of its own, since a hook switches off PyTorch's fused encoder layer."""
+    called: list[str] = []
+    hook = module_at(model, path).register_forward_hook(lambda *_: called.append(path))
+    try:
+        _try_forward(model, inputs, "with a hook")
+    finally:
+        hook.remove()
+    return bool(called)
+
+
 def _masked_output(model: nn.Module, edit: Keep, inputs: Inputs) -> list[Tensor] | None:
-    args, kwargs = as_call(inputs)
-    with _evaluating(model), torch.no_grad():
-        try:
-            return list(tensors(torch.func.functional_call(model, masked_state(model, edit), args, kwargs)))
-        except (KeyError, IndexError, RuntimeError):
-            return None  # the edit does not fit the model; applying it says why
+    """What the model gives with the removed slices zeroed.
 
-
-class _evaluating:  # noqa: N801 - reads as a verb: with _evaluating(model)
-    """Evaluation mode for a while, each module's own mode put back afterwards."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.modes = [(module, module.training) for module in model.modules()]
-
-    def __enter__(self) -> None:
-        for module, _ in self.modes:
-            module.training = False
-
-    def __exit__(self, *_: object) -> None:
-        for module, mode in self.modes:
-            module.training = mode
+    In place and undone, because `functional_call` corrupts a model that registers one module twice.
+    """
+    try:
+        undo = apply(model, Write(masked_state(model, edit)))
+    except (KeyError, IndexError, ModelError):
+        return None  # applying the edit says why
+    try:
+        return list(tensors(_try_forward(model, inputs, "with channels zeroed")))
+    finally:
+        undo()
 
 
 def _try_forward(model: nn.Module, inputs: Inputs, when: str) -> Any:
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model):
         try:
             return forward(model, inputs)
         except FeatherweightError:
             raise
         except Exception as error:  # whatever the user's forward raises
             line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(f"{type(model).__name__} does not run on its example {describe(inputs)} {when}: {line}") from error
+            raise ModelError(
+                f"{type(model).__name__} does not run on its example {describe(inputs)} {when}: {line}"
+            ) from error
 
 
 def _shape_of(output: Any) -> str:

@@ -2,57 +2,79 @@
 
 from __future__ import annotations
 
-import copy
+import os
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
-from featherweight.data import Inputs, as_call
 from featherweight.errors import ModelError
+from featherweight.modes import evaluating
 
 
-def trace(model: nn.Module, inputs: Inputs) -> ExportedProgram:
-    """Return the exported program of a copy of the model in evaluation mode; sizes are those of `inputs`.
+def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> ExportedProgram:
+    """Export the model in evaluation mode with batch size 2, or with the example as given where the model insists on it.
+
+    Args:
+        model: any module; it comes back as it was.
+        args: example positional inputs.
+        kwargs: example keyword inputs.
 
     Raises:
-        ModelError: neither the non-strict nor the strict tracer can follow the forward; the message has its reason.
+        ModelError: the model cannot be exported; the message has the reason.
     """
-    args, kwargs = as_call(inputs)
-    copied = copy.deepcopy(model).eval()
-    reasons = []
-    for strict in (False, True):
+    pairs = pytree.tree_map(_two, (args, kwargs or {}))
+    failure: Exception | None = None
+    for example, strict in ((pairs, False), (pairs, True), ((args, kwargs or {}), False)):
         try:
-            with warnings.catch_warnings():
+            with evaluating(model), _unfused(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return torch.export.export(copied, args, kwargs, strict=strict)
-        except Exception as error:  # whatever the tracer or the user's forward raises
-            reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-    raise ModelError(f"{type(model).__name__} cannot be traced: {reasons[0]}")
+                return torch.export.export(model, example[0], example[1], strict=strict)
+        except Exception as error:  # the exporter raises whatever the model's own code raises
+            failure = error
+    reason = f"{type(failure).__name__}: {next(iter(str(failure).strip().splitlines()), 'no message')}"
+    raise ModelError(
+        f"{type(model).__name__} cannot be traced, so its layers cannot be followed: {reason}. "
+        "Check the example inputs, or leave steps that need the graph out of the recipe."
+    ) from failure
 
 
-def tensor_names(program: ExportedProgram) -> dict[str, str]:
-    """Return the state-dict name of each parameter and buffer placeholder, by node name."""
-    signature = program.graph_signature
-    return {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Switch the fused encoder layer off: it would hide its hidden units in one operator."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _two(item: Any) -> Any:
+    """Return an example tensor with batch size 2, because size 1 would look like broadcasting."""
+    if isinstance(item, Tensor) and item.ndim and len(item):
+        return item[:2] if len(item) > 1 else torch.cat((item, item))
+    return item
 
 
 def module_path(node: Node) -> str:
     """Return the dotted path of the innermost module whose forward made this node; empty for the root."""
-    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
-    path = next(reversed(stack.values()))[0] if stack else ""
-    return str(path)
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
 
 
-def user_line(node: Node) -> str:
-    """Return `file.py:line` of the user's code that made this node, or an empty string."""
-    text = node.meta.get("stack_trace") or ""
-    lines = [line.strip() for line in text.splitlines() if line.strip().startswith("File ")]
-    if not lines:
-        return ""
-    parts = lines[-1].split('"')
-    number = lines[-1].partition("line ")[2].partition(",")[0]
-    return f"{parts[1].rpartition('/')[2]}:{number}"
+def where(node: Node) -> str:
+    """Return file, line and layer of a node: the innermost frame that is not PyTorch's own."""
+    frames = re.findall(r'File "(.+?)", line (\d+)', node.meta.get("stack_trace") or "")
+    torch_folder = os.path.dirname(torch.__file__)
+    own = [frame for frame in frames if not frame[0].startswith(torch_folder)] or frames
+    place = f"at {os.path.basename(own[-1][0])}:{own[-1][1]}" if own else ""
+    path = module_path(node)
+    return f"{place} ({path})" if path else place

@@ -1,6 +1,7 @@
 """Coupled groups: for every model, cutting a group for real gives what zeroing its slices gives."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -412,6 +413,7 @@ def test_transformer_frees_the_hidden_units_and_pins_the_attention():
     assert {n: len(g) for n, g in groups.items()} == {f"encoder.layers.{i}.linear1": 12 for i in (0, 1)}
     assert "layer_norm normalises over its channels" in pins["embed.weight"].reason
     assert pins["embed.weight"].dim == 1
+    assert "layer_norm" in pins["encoder.layers.1.linear2.weight"].reason
     assert "multiplies activations" in pins["encoder.layers.0.self_attn.in_proj_weight"].reason
 
 
@@ -567,6 +569,7 @@ HAZARDS = {
     "uneven slice": (lambda x, m: torch.cat([x[:, :3].relu(), x[:, 3:]], 1), 8),
     "uneven split": (lambda x, m: torch.cat(x.split([3, 5], 1)[::-1], 1), 8),
     "crop": (lambda x, m: F.pad(x, (-2, 0)), 6),
+    "fixed rows": (lambda x, m: (x.unflatten(1, (-1, 2)) * m.order[:2]).flatten(1), 8),
     "group norm": (lambda x, m: F.group_norm(x, 2), 8),
     "max": (lambda x, m: x / x.max(), 8),
     "mask": (lambda x, m: x * (x > x.median(1, keepdim=True)[0]), 8),
@@ -590,7 +593,7 @@ SAFE = {
     "share": (lambda x, m: torch.cat([x[:, : x.shape[1] // 4].relu(), x[:, x.shape[1] // 4 :]], 1), 8),
     "outer -1": (lambda x, m: x.view(len(x), -1, 2).transpose(1, 2).flatten(1), 8),
     "inner -1": (lambda x, m: x.view(len(x), 2, -1).transpose(1, 2).flatten(1), 8),
-    "heads": (lambda x, m: (x.unflatten(1, (-1, 2)) * m.order[:2]).flatten(1), 8),
+    "heads": (lambda x, m: (x.unflatten(1, (-1, 2)) * m.order[: len(m.order) // 2, None]).flatten(1), 8),
     "pad": (lambda x, m: F.pad(x, (2, 1)), 11),
     "max": (lambda x, m: torch.stack([x, x.sigmoid()]).max(0)[0], 8),
     "rows": (lambda x, m: x[torch.arange(len(x)).flip(0)], 8),
@@ -658,6 +661,19 @@ def test_the_model_comes_back_as_it_was():
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert len(model[0]._forward_hooks) == 1
     assert model(images()).requires_grad
+
+
+def test_a_deep_network_is_read_in_seconds():
+    layers = [Block(3, 16)]
+    for width in (16, 32, 64, 128):
+        inner = width // 2 if width > 16 else 16
+        layers += [Residual(inner if i == 0 else width, width, 2 if i == 0 and width > 16 else 1) for i in range(6)]
+    model = nn.Sequential(*layers, head(128)).eval()
+    assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == 52
+    start = time.perf_counter()
+    groups, _ = coupled_groups(model, (torch.zeros(1, 3, 64, 64),))
+    assert time.perf_counter() - start < 20
+    assert len(groups) == 28
 
 
 def test_a_model_that_cannot_be_traced_says_why():

@@ -1,7 +1,8 @@
 """Linear and convolution layers that store integer codes and scales, and compute with PyTorch's reference operators.
 
-The forward dequantizes `codes * scale` with `quantized_decomposed` operators, which export to ONNX QuantizeLinear and
-DequantizeLinear, so that the same codes run in every runtime. `thaw` turns codes into float latents with
+Where activations are quantized too, the forward dequantizes with `quantized_decomposed` operators, which export to ONNX
+QuantizeLinear and DequantizeLinear, so that runtimes compute integers; weight-only layers multiply `codes * scale`, which
+runtimes fold into a float weight at load. `thaw` turns codes into float latents with
 straight-through gradients for training (LSQ: Esser et al., "Learned Step Size Quantization", ICLR 2020), `freeze`
 rounds them back.
 """
@@ -11,11 +12,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 # Registers the reference operators; they may move, and this is the only place that names where they live.
-import torch.ao.quantization.fx._decomposed  # noqa: F401  isort: skip
+import torch.ao.quantization.fx._decomposed
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 reference = torch.ops.quantized_decomposed
 
@@ -81,12 +82,17 @@ class QuantizedLayer(nn.Module):
 
     def dequantized(self) -> Tensor:
         """The float weight that the codes stand for, shaped like them."""
+        if self.codes is None and not self.training:
+            codes, scale = self._rounded()
+            return codes * scale.reshape(-1, *[1] * (codes.dim() - 1))
         if self.codes is None:
             high = limit(self.bits)
             weight: Tensor = self.get_parameter("weight")
             per_scale = weight.numel() / self.scale.numel()
             scale = self.scale.abs().clamp_min(1e-8).reshape(-1, *[1] * (weight.dim() - 1))
             return fake_quantize(weight, scale, -high, high, (per_scale * high) ** -0.5)
+        if not self.input_grid:  # plain arithmetic, which every runtime computes once, at load
+            return self.codes.to(self.scale.dtype) * self.scale.reshape(-1, *[1] * (self.codes.dim() - 1))
         high = limit(self.bits)
         scale = self.scale.expand(self.codes.shape[0])
         decoded: Tensor = reference.dequantize_per_channel(self.codes, scale, None, 0, -high, high, torch.int8)
@@ -94,7 +100,7 @@ class QuantizedLayer(nn.Module):
 
     def _on_grid(self, values: Tensor, name: str) -> Tensor:
         scale, zero = self.get_buffer(f"{name}_scale"), self.get_buffer(f"{name}_zero")
-        if self.codes is None:
+        if self.codes is None and self.training:
             offset = zero.to(values.dtype)
             return fake_quantize(values + offset * scale, scale, 0, 255, 1.0) - offset * scale
         codes = reference.quantize_per_tensor.tensor(values, scale, zero, 0, 255, torch.uint8)
@@ -123,16 +129,28 @@ class QuantizedLayer(nn.Module):
 
     def freeze(self) -> None:
         """Round the trained latents back to codes, and scales and bias to the bits they are stored with."""
-        high, keep = limit(self.bits), significant_bits(self.bits)
-        with torch.no_grad():
-            scale = round_mantissa(self.scale.detach().abs().clamp_min(1e-8), keep)
-            weight = self.get_parameter("weight").detach()
-            codes = (weight / scale.reshape(-1, *[1] * (weight.dim() - 1))).round().clamp(-high, high).to(torch.int8)
-            if self.bias is not None:
-                self.bias.copy_(round_mantissa(self.bias, keep))
+        codes, scale = self._rounded()
+        if self.bias is not None:
+            with torch.no_grad():
+                self.bias.copy_(round_mantissa(self.bias, significant_bits(self.bits)))
         del self.scale, self.weight
         self.register_buffer("scale", scale)
-        self.codes = codes
+        self.codes = codes.to(torch.int8)
+
+    def _rounded(self) -> tuple[Tensor, Tensor]:
+        """The codes, as floats, and the scale that the trained latents stand for.
+
+        A thawed layer computes with them in evaluation mode, so that the score of an epoch is that of its frozen layer.
+        """
+        high, weight = limit(self.bits), self.get_parameter("weight").detach()
+        scale = round_mantissa(self.scale.detach().abs().clamp_min(1e-8), significant_bits(self.bits))
+        return (weight / scale.reshape(-1, *[1] * (weight.dim() - 1))).round().clamp(-high, high), scale
+
+    def _offset(self) -> Tensor | None:
+        """The bias to compute with, `[out]`: rounded where the layer is thawed and evaluated."""
+        if self.bias is None or self.codes is not None or self.training:
+            return self.bias
+        return round_mantissa(self.bias.detach(), significant_bits(self.bits))
 
     def extra_repr(self) -> str:
         """Show the grid."""
@@ -166,7 +184,7 @@ class QuantizedLinear(QuantizedLayer):
 
     def operate(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """Multiply `[..., in_features]` by the weight: `[..., out_features]`."""
-        return F.linear(inputs, weight, self.bias)
+        return F.linear(inputs, weight, self._offset())
 
 
 class QuantizedConv(QuantizedLayer):
@@ -204,5 +222,5 @@ class QuantizedConv(QuantizedLayer):
     def operate(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """Convolve `[batch, in_channels, *spatial]` with the weight."""
         convolution = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel_size) - 1]
-        output: Tensor = convolution(inputs, weight, self.bias, groups=self.groups, **self.geometry)
+        output: Tensor = convolution(inputs, weight, self._offset(), groups=self.groups, **self.geometry)
         return output

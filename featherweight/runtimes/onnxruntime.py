@@ -36,6 +36,19 @@ class Session:
         self.outputs = tuple(value.name for value in self._session.get_outputs())
         self._types = {value.name: (value.type, value.shape) for value in self._session.get_inputs()}
 
+    def signature(self) -> dict[str, tuple[np.dtype[Any], list[int | str]]]:
+        """Return type and shape of each input by name; a dynamic size is a string."""
+        kinds = {
+            "tensor(float)": "float32",
+            "tensor(float16)": "float16",
+            "tensor(double)": "float64",
+            "tensor(bool)": "bool",
+        }
+        return {
+            name: (np.dtype(kinds.get(kind, kind.removeprefix("tensor(").removesuffix(")"))), list(shape))
+            for name, (kind, shape) in self._types.items()
+        }
+
     def run(self, inputs: Any) -> list[np.ndarray[Any, Any]]:
         """Return the outputs, one array each.
 
@@ -63,11 +76,15 @@ class Session:
         if isinstance(inputs, Mapping):
             missing, unknown = set(self.inputs) - set(inputs), set(inputs) - set(self.inputs)
             if missing or unknown:
-                raise DataError(f"the model takes the inputs {', '.join(self.inputs)} and was given {', '.join(map(str, inputs))}")
+                raise DataError(
+                    f"the model takes the inputs {', '.join(self.inputs)} and was given {', '.join(map(str, inputs))}"
+                )
             return {name: _array(inputs[name]) for name in self.inputs}
         values = inputs if isinstance(inputs, list | tuple) else (inputs,)
         if len(values) != len(self.inputs):
-            raise DataError(f"the model takes {len(self.inputs)} inputs ({', '.join(self.inputs)}) and was given {len(values)}")
+            raise DataError(
+                f"the model takes {len(self.inputs)} inputs ({', '.join(self.inputs)}) and was given {len(values)}"
+            )
         return dict(zip(self.inputs, map(_array, values), strict=True))
 
 

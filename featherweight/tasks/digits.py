@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from featherweight.data import Data, Task
 from featherweight.errors import need
-from featherweight.tasks.training import trained
+from featherweight.tasks.training import tensor_loader, trained
 
 SPLITS = (1078, 359, 360)  # train, validate, test: 60/20/20
 
@@ -30,14 +32,17 @@ def network() -> nn.Module:
     )
 
 
-def shifted(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Collate training samples, each moved by up to one pixel in both directions at random."""
-    images = []
-    for image, _ in batch:
-        down, right = torch.randint(0, 3, (2,)).tolist()
-        padded = nn.functional.pad(image, (1, 1, 1, 1))
-        images.append(padded[:, down : down + 8, right : right + 8])
-    return torch.stack(images), torch.stack([label for _, label in batch])
+class ShiftedImages(TensorDataset):
+    """Images `[n, 1, 8, 8]` and labels `[n]`; a list of indices gives a batch, each image moved by up to a pixel at random."""
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
+        """Return the batch `[len(index), 1, 8, 8]` and its labels."""
+        images, labels = super().__getitem__(index)
+        padded = nn.functional.pad(images, (1, 1, 1, 1))
+        down, right = torch.randint(0, 3, (2, len(images), 1, 1))
+        steps = torch.arange(8)
+        rows, columns = down + steps[:, None], right + steps
+        return padded[torch.arange(len(images))[:, None, None], 0, rows, columns].unsqueeze(1), labels
 
 
 def task(seed: int = 0) -> Task:
@@ -50,12 +55,13 @@ def task(seed: int = 0) -> Task:
     images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
     labels = torch.from_numpy(bunch.target).long()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    train, validate, test = (TensorDataset(images[part], labels[part]) for part in order.split(SPLITS))
+    train, validate, test = torch.split(order, list(SPLITS))
+    samples = ShiftedImages(images[train], labels[train])
     data = Data(
         example=images[:1],
-        train=DataLoader(train, batch_size=64, shuffle=True, collate_fn=shifted),
-        calibrate=DataLoader(train, batch_size=64),
-        validate=DataLoader(validate, batch_size=360),
-        test=DataLoader(test, batch_size=360),
+        train=DataLoader(samples, sampler=BatchSampler(RandomSampler(samples), 64, drop_last=False), batch_size=None),
+        calibrate=tensor_loader(images[train], labels[train], 64),
+        validate=tensor_loader(images[validate], labels[validate], 360),
+        test=tensor_loader(images[test], labels[test], 360),
     )
     return Task(trained(network, data, epochs=60, learning_rate=3e-3, seed=seed), data, "digits")

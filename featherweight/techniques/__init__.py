@@ -21,4 +21,13 @@ TECHNIQUES: tuple[type[Technique], ...] = (
     Distill,
 )
 
-__all__ = ["TECHNIQUES", *(technique.__name__ for technique in TECHNIQUES)]
+__all__ = [
+    "TECHNIQUES",
+    "Distill",
+    "FoldBatchNorm",
+    "LowRank",
+    "PruneChannels",
+    "PruneWeights",
+    "QuantizeStatic",
+    "QuantizeWeights",
+]

@@ -9,11 +9,12 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from featherweight.data import example_inputs
+from featherweight.data import as_call, example_inputs
 from featherweight.edits import Swap, module_at
 from featherweight.errors import ModelError
 from featherweight.layers.plain import convolution_options
 from featherweight.technique import Context, Edits, Stage, Technique
+from featherweight.techniques.targets import first_paths
 from featherweight.trace import module_path, trace
 
 aten = torch.ops.aten
@@ -48,37 +49,57 @@ class FoldBatchNorm(Technique):
                 continue
             path = pairs[norm_path]
             layer = module_at(model, path)
-            if not context.in_scope(path) or type(layer) not in _LAYERS or norm.running_mean is None:
-                context.leave(norm_path, f"{path} is out of scope, of its own type, or the norm keeps no statistics")
+            obstacle = _obstacle(model, path, layer, norm, context)
+            if obstacle:
+                context.leave(norm_path, obstacle)
                 continue
             weight, bias = _folded(layer, norm)
             if not (yield _with_bias(path, layer, weight, bias)):
                 continue
             if not (yield Swap(norm_path, "identity", {}, {})):
                 old = layer.bias.detach() if isinstance(layer.bias, Tensor) else torch.zeros_like(bias)
-                yield _with_bias(path, layer, layer.weight.detach(), old)  # type: ignore[arg-type]
+                yield _with_bias(path, layer, layer.get_parameter("weight").detach(), old)
 
     def mildest(self) -> Technique:
         """Return itself: folding only rounds."""
         return self
 
 
+def _obstacle(model: nn.Module, path: str, layer: nn.Module, norm: nn.Module, context: Context) -> str:
+    """Why the layer in front of a norm cannot take it in, or an empty string."""
+    if not context.in_scope(path):
+        return f"{path} in front of it is out of scope"
+    if type(layer) not in _LAYERS:
+        return f"{path or 'the layer'} in front of it is a {type(layer).__name__} of its own"
+    if getattr(norm, "running_mean", None) is None:
+        return "it keeps no statistics"
+    if getattr(layer, "padding_mode", "zeros") != "zeros":
+        return f"{path} in front of it pads in its own way"
+    weight = layer.get_parameter("weight")
+    if sum(other is weight for module in model.modules() for other in module._parameters.values()) > 1:
+        return f"the weight of {path} in front of it is tied"
+    return ""
+
+
 def _pairs(model: nn.Module, context: Context) -> Iterator[tuple[str, str]]:
     """Yield `(norm path, layer path)` where the layer's only use is this norm and each runs once."""
     operators = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
-    graph = trace(model, example_inputs(context.data, context.device)).graph
-    calls = [module_path(node) for node in graph.nodes if node.target in (*operators, aten.batch_norm.default)]
+    graph = trace(model, *as_call(example_inputs(context.data, context.device))).graph
+    first = first_paths(model)
+    calls = [first[module_path(node)] for node in graph.nodes if node.target in (*operators, aten.batch_norm.default)]
     for node in graph.nodes:
         if node.target is not aten.batch_norm.default:
             continue
         source = node.args[0]
-        norm, layer = module_path(node), module_path(source)
-        if source.target in operators and len(source.users) == 1 and calls.count(norm) == 1 and calls.count(layer) == 1:
+        if source.target not in operators:
+            continue
+        norm, layer = first[module_path(node)], first[module_path(source)]
+        if len(source.users) == 1 and calls.count(norm) == 1 and calls.count(layer) == 1:
             yield norm, layer
 
 
-def _folded(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)  # noqa: S101 - narrows for the type checker
+def _folded(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
+    kind = layer.get_parameter("weight").dtype
     weight = layer.get_parameter("weight").detach().double()
     mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
     gain = norm.weight.detach().double() if norm.affine else torch.ones_like(mean)
@@ -86,7 +107,7 @@ def _folded(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     factor = gain / torch.sqrt(variance + norm.eps)
     old_bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else torch.zeros_like(mean)
     new = weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
-    return new.float(), ((old_bias - mean) * factor + shift).float()
+    return new.to(kind), ((old_bias - mean) * factor + shift).to(kind)
 
 
 def _with_bias(path: str, layer: nn.Module, weight: Tensor, bias: Tensor) -> Swap:

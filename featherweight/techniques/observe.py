@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from featherweight.data import batches, forward
 from featherweight.edits import module_at
+from featherweight.modes import evaluating
 from featherweight.technique import Context
 
 _KEPT = 65_536  # values of each tensor kept for choosing the range
@@ -26,7 +27,9 @@ class Observed:
     sample: Tensor
 
 
-def observe(model: nn.Module, context: Context, paths: Iterable[str], count: int) -> tuple[dict[str, Observed], dict[str, Observed]]:
+def observe(
+    model: nn.Module, context: Context, paths: Iterable[str], count: int
+) -> tuple[dict[str, Observed], dict[str, Observed]]:
     """Run calibration batches and return what entered and what left each layer, by path.
 
     Args:
@@ -49,19 +52,15 @@ def observe(model: nn.Module, context: Context, paths: Iterable[str], count: int
 
         handles.append(module_at(model, path).register_forward_hook(see))
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
         for path in paths:
             hook(path)
-        with torch.no_grad():
+        with evaluating(model):
             for inputs, _ in islice(batches(context.data.calibrate, "calibrate", context.device), count):
                 forward(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
     return entered, left
 
 
@@ -89,7 +88,7 @@ def unsigned_grid(observed: Observed, method: str) -> tuple[Tensor, Tensor]:
     if high - low < 1e-12:
         return torch.tensor(1.0), torch.tensor(0, dtype=torch.uint8)
     shares = [1.0] if method == "minmax" else torch.linspace(1.0, 0.3, _CANDIDATES).tolist()
-    best = min(((_error(observed.sample, low * share, high * share), -share) for share in shares))
+    best = min((_error(observed.sample, low * share, high * share), -share) for share in shares)
     share = -best[1]
     return _grid(low * share, high * share)
 

@@ -46,7 +46,11 @@ class PruneChannels(Technique):
         for pin in pinned:
             if context.in_scope(pin.tensor.rpartition(".")[0]):
                 context.leave(pin.tensor.rpartition(".")[0], pin.reason)
-        inside = [group for group in groups if all(context.in_scope(name.rpartition(".")[0]) for name, dim in group.members if dim == 0)]
+        inside = [
+            group
+            for group in groups
+            if all(context.in_scope(name.rpartition(".")[0]) for name, dim in group.members if dim == 0)
+        ]
         scores = {group: self._scores(group, named_tensors(model), context) for group in inside}
         remaining: dict[tuple[str, int], list[int]] = {}
         for group, keep in self._choose(scores).items():

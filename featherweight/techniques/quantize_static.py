@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from featherweight.data import example_inputs
+from featherweight.data import as_call, example_inputs
 from featherweight.errors import ModelError
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.observe import observe, unsigned_grid
 from featherweight.techniques.quantize_weights import QUANTIZABLE, quantized_swap
-from featherweight.techniques.targets import untied
+from featherweight.techniques.targets import first_paths, untied
 from featherweight.trace import module_path, trace
 
 aten = torch.ops.aten
@@ -44,14 +44,18 @@ class QuantizeStatic(Technique):
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap for each layer, with its grids."""
-        layers = [(path, layer) for path, layer in untied(model, context, *QUANTIZABLE) if self._fits(path, layer, context)]
+        layers = [
+            (path, layer) for path, layer in untied(model, context, *QUANTIZABLE) if self._fits(path, layer, context)
+        ]
         entered, left = observe(model, context, [path for path, _ in layers], self.batches)
         inner = _need_output_grid(model, context, {path for path, _ in layers})
         for path, layer in layers:
             if path not in entered:
                 context.leave(path, "calibration data never reached it")
                 continue
-            grids: dict[str, Tensor] = dict(zip(("input_scale", "input_zero"), unsigned_grid(entered[path], self.range), strict=True))
+            grids: dict[str, Tensor] = dict(
+                zip(("input_scale", "input_zero"), unsigned_grid(entered[path], self.range), strict=True)
+            )
             if path in inner:
                 grids |= zip(("output_scale", "output_zero"), unsigned_grid(left[path], self.range), strict=True)
             yield quantized_swap(path, layer, self.weight_bits, True, grids)
@@ -70,15 +74,18 @@ class QuantizeStatic(Technique):
 def _need_output_grid(model: nn.Module, context: Context, quantized: set[str]) -> set[str]:
     """Paths of layers whose output feeds something that is neither another quantized layer nor the model's output."""
     try:
-        graph = trace(model, example_inputs(context.data, context.device)).graph
+        graph = trace(model, *as_call(example_inputs(context.data, context.device))).graph
     except ModelError:
         return set()
+    first = first_paths(model)
     wanted: set[str] = set()
     for node in graph.nodes:
-        if node.target in _COMPUTE and module_path(node) in quantized:
+        if node.target in _COMPUTE and first[module_path(node)] in quantized:
             ends = [_end(user) for user in node.users]
-            if not all(end.target in _COMPUTE and module_path(end) in quantized or end.op == "output" for end in ends):
-                wanted.add(module_path(node))
+            if not all(
+                (end.target in _COMPUTE and first[module_path(end)] in quantized) or end.op == "output" for end in ends
+            ):
+                wanted.add(first[module_path(node)])
     return wanted
 
 

@@ -46,7 +46,9 @@ class QuantizeWeights(Technique):
         return QuantizeWeights(bits=8)
 
 
-def quantized_swap(path: str, layer: nn.Module, bits: int, per_channel: bool, grids: dict[str, Tensor] | None = None) -> Swap:
+def quantized_swap(
+    path: str, layer: nn.Module, bits: int, per_channel: bool, grids: dict[str, Tensor] | None = None
+) -> Swap:
     """Return the Swap of a linear or convolution layer by its quantized kind.
 
     Args:

@@ -29,7 +29,7 @@ def grid_scale(weight: Tensor, bits: int, per_channel: bool) -> Tensor:
         error = ((rows / step).round().clamp(-high, high) * step - rows).square().sum(1, keepdim=True)
         better = error < best_error
         best, best_error = torch.where(better, step, best), torch.where(better, error, best_error)
-    return round_mantissa(best.flatten().float(), significant_bits(bits))
+    return round_mantissa(best.flatten().float().clamp_min(1e-8), significant_bits(bits))
 
 
 def to_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:

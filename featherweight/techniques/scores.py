@@ -30,7 +30,9 @@ def masks_at(weights: dict[str, Tensor], ratio: float, ranking: str) -> dict[str
     """
     if ranking == "layer":
         return {name: _largest(weight.detach().abs().double(), ratio) for name, weight in weights.items()}
-    scores = {name: lamp(weight) if ranking == "lamp" else weight.detach().abs().double() for name, weight in weights.items()}
+    scores = {
+        name: lamp(weight) if ranking == "lamp" else weight.detach().abs().double() for name, weight in weights.items()
+    }
     together = torch.cat([score.flatten() for score in scores.values()])
     keep = _largest(together, ratio)
     masks: dict[str, Tensor] = {}

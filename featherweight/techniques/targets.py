@@ -7,6 +7,12 @@ from torch import nn
 from featherweight.technique import Context, Layer
 
 
+def first_paths(model: nn.Module) -> dict[str, str]:
+    """Return, for every path of a module, its first one: a trace names a shared module by the path it was called by."""
+    first = {id(module): path for path, module in model.named_modules()}
+    return {path: first[id(module)] for path, module in model.named_modules(remove_duplicate=False)}
+
+
 def untied(model: nn.Module, context: Context, *types: type[Layer]) -> list[tuple[str, Layer]]:
     """Return `(path, layer)` in scope whose weight no other module holds; tied ones are recorded as left alone.
 

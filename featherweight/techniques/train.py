@@ -25,7 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from featherweight.data import batches, forward, select_output, split_batch
+from featherweight.data import batches, forward, select_output
+from featherweight.data import tensors as all_tensors
 from featherweight.edits import named_tensors
 from featherweight.errors import DataError, ModelError
 from featherweight.layers import QuantizedLayer
@@ -83,7 +84,8 @@ def fit(
 ) -> None:
     """Train the model in place on `context.data.train`, with the context's teacher, and keep the best epoch.
 
-    Quantized layers are thawed for it and frozen again. Zeros of the tensors in `context.sparse` stay zero.
+    Quantized layers are thawed for it and frozen again. Zeros of the tensors in `context.sparse` stay zero. What is out of
+    the context's scope keeps its values, statistics included.
 
     Args:
         model: a plain model, changed in place.
@@ -125,11 +127,21 @@ class _Loop:
     """The state of one training run: what a checkpoint holds, and nothing that outlives `fit`."""
 
     def __init__(
-        self, model: nn.Module, context: Context, training: Training, schedule: Schedule | None, masks: dict[str, Tensor]
+        self,
+        model: nn.Module,
+        context: Context,
+        training: Training,
+        schedule: Schedule | None,
+        masks: dict[str, Tensor],
     ) -> None:
         self.model, self.context, self.training, self.schedule, self.masks = model, context, training, schedule, masks
         self.loss = loss_function(context.data)
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
+        outside = [module for path, module in model.named_modules() if not context.in_scope(path)]
+        held = {id(parameter) for module in outside for parameter in module._parameters.values()}
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
+        self.parameters = {name: p for name, p in trainable.items() if id(p) not in held}
+        # Statistics are still in evaluation mode; a quantized layer has none, and passes gradients in training mode only.
+        self.still = [module for module in outside if not isinstance(module, QuantizedLayer)]
         slow = [p for name, p in self.parameters.items() if name.endswith(".scale")]
         flat = [p for name, p in self.parameters.items() if not name.endswith(".scale") and p.dim() < 2]
         full = [p for name, p in self.parameters.items() if not name.endswith(".scale") and p.dim() >= 2]
@@ -139,7 +151,7 @@ class _Loop:
             {"params": flat, "lr": rate, "weight_decay": 0.0},
             {"params": slow, "lr": rate / 10, "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]] or [torch.zeros(())])
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch = 0
         self.waited = 0
@@ -151,13 +163,18 @@ class _Loop:
 
     def run(self) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
+        if not self.parameters:
+            self.context.leave("the model", "no parameter in scope can be trained")
+            return
         if not self._restore() and self.schedule is None:
             self._consider()
         label = self.context.step or "training"
         while self.epoch < self.training.epochs:
             if self.training.patience and self.waited >= self.training.patience:
                 break
-            self.context.report(f"{label}: epoch {self.epoch + 1}/{self.training.epochs}", self.epoch / self.training.epochs)
+            self.context.report(
+                f"{label}: epoch {self.epoch + 1}/{self.training.epochs}", self.epoch / self.training.epochs
+            )
             ready = self._train_epoch()
             self.epoch += 1
             if ready or self.epoch == self.training.epochs:
@@ -169,6 +186,8 @@ class _Loop:
 
     def _train_epoch(self) -> bool:
         self.model.train()
+        for module in self.still:
+            module.training = False
         ready = self.schedule is None
         total = self.training.epochs * self.steps
         seed = self.context.draw("epoch", self.epoch)
@@ -208,7 +227,9 @@ class _Loop:
             with torch.no_grad(), torch.autocast(context.device.type, torch.bfloat16, enabled=self.bfloat16):
                 wanted = forward(context.teacher, inputs)
             student, teacher = (select_output(part, context.data.output).float() for part in (output, wanted))
-            loss = loss + share * imitation(student, teacher, context.data.loss == "cross_entropy", training.temperature)
+            loss = loss + share * imitation(
+                student, teacher, context.data.loss == "cross_entropy", training.temperature
+            )
         return loss
 
     def _apply_masks(self) -> None:
@@ -256,7 +277,7 @@ class _Loop:
                 for key in stored.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                     kind, _, name = key.partition("/")
                     values[kind][name] = stored.get_tensor(key).to(self.context.device)
-        except (SafetensorError, KeyError, json.JSONDecodeError):
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
             return False  # a damaged checkpoint costs its training run, never a wrong result
         self._load(values["model"])
         self.best = values["best"]
@@ -312,11 +333,24 @@ def _checkpoint_path(model: nn.Module, context: Context, training: Training, sch
     """A file named by everything the result depends on, so that no other run can pick it up by mistake."""
     if context.workspace is None:
         return None
-    digest = hashlib.sha256(repr((context.seed, context.position, context.step, training, scheduled)).encode())
-    for name, tensor in sorted(named_tensors(model).items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    first = next(iter(context.data.train or ()), None)
-    digest.update(repr(type(split_batch(first)[0])).encode())
+    settings = (
+        context.seed,
+        context.position,
+        context.step,
+        context.scope,
+        sorted(context.sparse),
+        training,
+        scheduled,
+    )
+    digest = hashlib.sha256(repr(settings).encode())
+    with seeded(0), _reseeded_loader(context.data.train, 0):
+        first = next(iter(context.data.train or ()), None)
+    read = {f"batch {index}": tensor for index, tensor in enumerate(all_tensors(first))}
+    taught = named_tensors(context.teacher) if context.teacher is not None else {}
+    for table in (named_tensors(model), taught, read):
+        for name, tensor in sorted(table.items()):
+            digest.update(name.encode())
+            if tensor.numel():
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     context.workspace.mkdir(parents=True, exist_ok=True)
     return context.workspace / f"train-{digest.hexdigest()[:20]}.safetensors"

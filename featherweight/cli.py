@@ -1,0 +1,305 @@
+"""The command line, a thin shell over the functions: compress, measure, inspect, run, export, verify, list."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from featherweight.errors import FeatherweightError, RecipeError
+
+app = typer.Typer(
+    name="featherweight",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="Make trained PyTorch models small and fast: state a budget, get one file that keeps it, and a report that proves it.",
+    epilog="Exit codes: 0 the budget is met; 2 it was missed, the closest artifact is written; 1 an error.",
+)
+TaskName = Annotated[
+    str,
+    typer.Argument(
+        metavar="TASK",
+        help="A built-in name (see [b]list tasks[/b]) or [b]path/to/file.py:function[/b] that returns a Task.",
+    ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")
+]
+FileName = Annotated[Path, typer.Argument(metavar="MODEL.fw", help="A compressed model.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random draw: one seed gives one file, byte for byte.")]
+_screen = Console(stderr=True)
+
+
+def main() -> None:
+    """Run the command line; every error of ours is one line on standard error and exit code 1."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        app(standalone_mode=True)
+    except FeatherweightError as error:
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+        _screen.print(f"error: {error}{notes}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _screen.print("stopped; start again with --resume to continue", style="yellow")
+        sys.exit(1)
+
+
+@contextmanager
+def _showing(quiet: bool) -> Iterator[Callable[[str, float], None]]:
+    """Show messages with a bar and the time left, on standard error."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_screen, transient=True, disable=quiet or not _screen.is_terminal) as progress:
+        bar = progress.add_task("starting", total=1.0)
+        label = ""
+
+        def show(message: str, done: float) -> None:
+            nonlocal label
+            if message.partition(": epoch")[0] != label:
+                label = message.partition(": epoch")[0]
+                progress.reset(bar, total=1.0)
+                if not quiet and not _screen.is_terminal:
+                    _screen.print(label, markup=False, highlight=False)
+            progress.update(bar, description=message[:100].replace("[", "("), completed=done)
+
+        yield show
+
+
+def _emit(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@app.command()
+def compress(
+    task: TaskName,
+    budget: Annotated[
+        str,
+        typer.Option(help="Limits, such as [b]'size<=2%, drop<=1pt'[/b]: size, params, macs, latency, memory, drop."),
+    ],
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file of steps; without it a search picks strengths.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the file goes.")] = Path("model.fw"),
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report there.")] = None,
+    seed: Seed = 0,
+    trials: Annotated[int, typer.Option(min=1, help="Most candidates that the search trains.")] = 12,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run from OUT.run/.")] = False,
+    latency_table: Annotated[
+        Path | None, typer.Option(help="JSON file of measured seconds to read and extend.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compress a task's model until it keeps a budget, and write one file that runs by itself.
+
+    Example: featherweight compress digits --budget "size<=2%, drop<=1pt" --report report.html
+    """
+    from featherweight.pipeline import compress as compress_model
+    from featherweight.recipes import load_recipe
+    from featherweight.tasks import find_task
+
+    steps = load_recipe(recipe) if recipe is not None else None
+    if report is not None:
+        from featherweight.report.html import check_available, write_html
+
+        check_available()
+    with _showing(as_json) as progress:
+        progress(f"loading {task}", 0.0)
+        found = find_task(task)
+        artifact = compress_model(
+            found.model,
+            found.data,
+            budget,
+            steps,
+            trials=trials,
+            seed=seed,
+            device=device,
+            out=out,
+            resume=resume,
+            latency_table=latency_table,
+            name=found.name if found.name != "task" else task,
+            command=shlex.join(["featherweight", *sys.argv[1:]]),
+            progress=progress,
+        )
+    made = artifact.report
+    if report is not None:
+        write_html(made, report)
+    if as_json:
+        _emit(_compress_facts(made, out))
+    else:
+        from featherweight.report.terminal import summary
+
+        Console().print(summary(made))
+    raise typer.Exit(0 if made.verdict["met"] else 2)
+
+
+def _compress_facts(made: Any, out: Path) -> dict[str, Any]:
+    before, after = made.before, made.after
+    return {
+        "file": str(out),
+        "file_bytes": after["size_bytes"],
+        "original_bytes": before["size_bytes"],
+        "parameters": after["params"],
+        "nonzero": after["nonzero"],
+        "macs": after["macs"],
+        "score_before": before["score"],
+        "score_after": after["score"],
+        "latency": {"before": before["latency"], "after": after["latency"]},
+        "peak_bytes": {"before": before["peak_bytes"], "after": after["peak_bytes"]},
+        "agreement": made.agreement,
+        "verdict": made.verdict,
+        "recipe": made.recipe,
+        "untouched": made.untouched,
+        "steps": made.steps,
+        "trials": made.trials,
+        "seed": made.seed,
+        "notes": made.notes,
+    }
+
+
+@app.command()
+def measure(
+    subject: Annotated[str, typer.Argument(metavar="TASK|MODEL.fw", help="What to measure.")],
+    task: Annotated[str | None, typer.Option(help="For a file: the task whose test data gives the score.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a task's original model, or a file: bytes, parameters, MACs, latency, and the score."""
+    from featherweight.inspection import measure_file, measure_task
+    from featherweight.tasks import find_task
+
+    if subject.endswith(".fw"):
+        facts = measure_file(Path(subject), find_task(task).data if task is not None else None)
+    else:
+        found = find_task(subject)
+        facts = measure_task(found.model, found.data)
+    _show(facts, subject, as_json)
+
+
+@app.command()
+def inspect(file: FileName, as_json: AsJson = False) -> None:
+    """Show what is in a file: recipe, facts, bytes by part, layers. Nothing in it is executed."""
+    from featherweight.artifact import load
+    from featherweight.inspection import inspect_artifact
+
+    _show(inspect_artifact(load(file)), str(file), as_json)
+
+
+@app.command()
+def run(
+    file: FileName,
+    inputs: Annotated[
+        Path,
+        typer.Option("--input", help="One array as .npy, or several named ones as .npz; dimension 0 is the batch."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", help="Where the outputs go: .npy for a single one, .npz for several.")
+    ],
+    batch: Annotated[int, typer.Option(min=1, help="Samples a call.")] = 256,
+    as_json: AsJson = False,
+) -> None:
+    """Run a file on ONNX Runtime; it needs neither the original class nor its code."""
+    from featherweight.arrays import read_arrays, run_batched, write_arrays
+    from featherweight.artifact import load
+
+    artifact = load(file)
+    names, outputs = run_batched(artifact, read_arrays(inputs), batch)
+    write_arrays(output, names, outputs)
+    _show(
+        {"file": str(file), "outputs": names, "shapes": [list(value.shape) for value in outputs]}, str(output), as_json
+    )
+
+
+@app.command()
+def export(
+    file: FileName,
+    to: Annotated[str, typer.Option(help="A runtime's format; see [b]list runtimes[/b].")] = "onnx",
+    out: Annotated[Path, typer.Option(help="Folder for the exported files.")] = Path("exported"),
+    as_json: AsJson = False,
+) -> None:
+    """Export a file to another runtime's format."""
+    from featherweight.artifact import load
+    from featherweight.runtimes import find_format
+
+    written = find_format(to)(load(file).onnx_bytes(), out)
+    _show({"file": str(written), "file_bytes": written.stat().st_size}, str(file), as_json)
+
+
+@app.command()
+def verify(file: FileName, as_json: AsJson = False) -> None:
+    """Check a file: checksum, every stream, the graph, and a run on noise. Exit code 1 and a reason if anything is wrong."""
+    from featherweight.artifact import load
+    from featherweight.inspection import verify_artifact
+
+    _show(verify_artifact(load(file)), str(file), as_json)
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="techniques|tasks|runtimes", help="What to list.")] = "techniques",
+    as_json: AsJson = False,
+) -> None:
+    """List techniques with their settings, tasks, or runtimes."""
+    rows = _rows(what)
+    if as_json:
+        _emit({what: rows})
+        return
+    table = Table(title=what)
+    for key in rows[0]:
+        table.add_column(key, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+
+
+def _rows(what: str) -> list[dict[str, Any]]:
+    if what == "tasks":
+        from featherweight.tasks import TASKS
+
+        return [{"name": name, "about": about} for name, (_, about) in TASKS.items()]
+    if what == "runtimes":
+        from featherweight.runtimes import available
+
+        return available()
+    if what == "techniques":
+        from featherweight.recipes import describe_techniques
+
+        return describe_techniques()
+    raise RecipeError(f"list knows techniques, tasks and runtimes, not {what!r}")
+
+
+def _show(facts: dict[str, Any], title: str, as_json: bool) -> None:
+    if as_json:
+        _emit(facts)
+        return
+    table = Table(title=title, show_header=False)
+    table.add_column("fact", style="bold")
+    table.add_column("value", overflow="fold")
+    for key, value in facts.items():
+        shown = (
+            json.dumps(value, indent=1)
+            if isinstance(value, dict | list)
+            else f"{value:,}"
+            if isinstance(value, int)
+            else str(value)
+        )
+        table.add_row(key, shown.replace("[", "\\["))
+    Console().print(table)
+
+
+__all__ = ["app", "main"]

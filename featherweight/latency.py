@@ -1,0 +1,151 @@
+"""Milliseconds: several models timed in turn on one thread, and a table that makes choices by time repeatable."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from featherweight.data import Data, example_inputs, forward
+from featherweight.errors import ArtifactError
+from featherweight.runtimes.onnxruntime import Session
+
+_SPIN = 0.05  # seconds of warm-up for each candidate
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of one call: the median, the quartiles around it, and how many calls were timed."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the JSON-able form, in seconds."""
+        return {"median": self.median, "low": self.low, "high": self.high, "runs": self.runs}
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], seconds: float = 1.0, least: int = 20, most: int = 2000
+) -> dict[str, Latency]:
+    """Time several calls in turn, so that whatever else the machine does falls on all of them alike.
+
+    Args:
+        calls: by name; each is warmed up first.
+        seconds: to spend on each call, about.
+        least: rounds at least.
+        most: rounds at most.
+    """
+    for call in calls.values():
+        start = time.perf_counter()
+        call()
+        while time.perf_counter() - start < _SPIN:
+            call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    start = time.perf_counter()
+    while (rounds := len(next(iter(times.values())))) < most:
+        if rounds >= least and time.perf_counter() - start > seconds * len(calls):
+            break
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - begin)
+    return {name: _latency(values) for name, values in times.items()}
+
+
+def _latency(values: list[float]) -> Latency:
+    quartiles = statistics.quantiles(values, n=4)
+    return Latency(statistics.median(values), quartiles[0], quartiles[2], len(values))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run PyTorch on one thread for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def latencies(candidates: Mapping[str, nn.Module | bytes], data: Data, seconds: float = 1.0) -> dict[str, Latency]:
+    """Time models on one sample and one thread, interleaved.
+
+    Args:
+        candidates: by name: PyTorch modules (eager), or serialized ONNX models (ONNX Runtime).
+        data: gives the example.
+        seconds: to spend on each.
+    """
+    inputs = example_inputs(data, batch=1)
+    calls: dict[str, Callable[[], object]] = {}
+    for name, candidate in candidates.items():
+        if isinstance(candidate, bytes):
+            session = Session(candidate)
+            feeds = session.feeds(inputs)
+            calls[name] = lambda session=session, feeds=feeds: session.run(feeds)  # type: ignore[misc]
+        else:
+            plain = copy.deepcopy(candidate).cpu().eval()
+            calls[name] = lambda plain=plain: forward(plain, inputs)  # type: ignore[misc]
+    with one_thread(), torch.inference_mode():
+        return interleaved(calls, seconds)
+
+
+class LatencyTable:
+    """Seconds by graph, measured once and then read: what is decided by a clock is decided the same way again.
+
+    A candidate is timed in turn with the original, and stored as its ratio times the original's first time.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """Read the table, or start an empty one.
+
+        Raises:
+            ArtifactError: the file exists and is no latency table.
+        """
+        self.path = path
+        self.seconds: dict[str, float] = {}
+        if path is not None and path.exists():
+            try:
+                self.seconds = {str(key): float(value) for key, value in json.loads(path.read_text()).items()}
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                raise ArtifactError(f"{path} is no latency table (a JSON object of seconds): {error}") from error
+
+    def original(self, model: bytes, data: Data) -> float:
+        """Return the original's seconds on ONNX Runtime."""
+        if "original" not in self.seconds:
+            self._put("original", latencies({"original": model}, data)["original"].median)
+        return self.seconds["original"]
+
+    def candidate(self, skeleton: bytes, model: bytes, original: bytes, data: Data) -> float:
+        """Return a candidate's seconds, by its graph without weights."""
+        key = hashlib.sha256(skeleton).hexdigest()[:32]
+        if key not in self.seconds:
+            base = self.original(original, data)
+            timed = latencies({"original": original, "candidate": model}, data, seconds=0.5)
+            self._put(key, timed["candidate"].median / timed["original"].median * base)
+        return self.seconds[key]
+
+    def digest(self) -> str:
+        """Return the hash of the whole table, for the manifest."""
+        return hashlib.sha256(json.dumps(self.seconds, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _put(self, key: str, seconds: float) -> None:
+        self.seconds[key] = seconds
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part = self.path.with_name(self.path.name + ".part")
+            part.write_text(json.dumps(self.seconds, indent=1, sort_keys=True))
+            os.replace(part, self.path)
