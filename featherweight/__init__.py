@@ -1,7 +1,7 @@
 """Deep-learning model compression: state a budget, get one deployable file that keeps it, and a report that proves it."""
 
 from featherweight.artifact import Artifact, load
-from featherweight.budget import Budget, Verdict
+from featherweight.budget import Budget
 from featherweight.data import Data, Task
 from featherweight.inspection import measure_task as measure
 from featherweight.pipeline import compress
@@ -9,6 +9,7 @@ from featherweight.recipes import load_recipe
 from featherweight.report.facts import Report
 from featherweight.scoring import lower
 from featherweight.technique import Context, Recipe, Technique, only, run
+from featherweight.verdict import Verdict
 
 __version__ = "0.1.0"
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ def read_arrays(path: Path) -> Any:
         DataError: the file cannot be read, or holds Python objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as loaded:
-            if isinstance(loaded, np.ndarray):
-                return loaded
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
             arrays = {name: loaded[name] for name in loaded.files}
-    except AttributeError:
-        return np.load(path, allow_pickle=False)  # a bare array is no context manager
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as .npy or .npz: {error}") from error
+    if not arrays:
+        raise DataError(f"{path} holds no array")
     unnamed = all(name == f"arr_{index}" for index, name in enumerate(arrays))
     return tuple(arrays.values()) if unnamed else arrays
 

@@ -309,7 +309,8 @@ def _parse(data: bytes, source: str) -> Artifact:
         or len(set(names)) != len(names)
     ):
         raise ArtifactError(f"{source} does not hold the {len(table)} tensors that its manifest lists")
-    if sum(math.prod(shape) for *_, shape in [*table, *constants]) > _MOST_ELEMENTS:
+    shapes = [shape for *_, shape in table] + [shape for _, shape in constants]
+    if sum(map(math.prod, shapes)) > _MOST_ELEMENTS:
         raise ArtifactError(f"{source} asks for more than {_MOST_ELEMENTS} values")
     streams = iter(sections[2:])
     state = {name: decode_tensor(next(streams), dtype, shape) for name, dtype, shape in table}

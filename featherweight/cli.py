@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -263,7 +264,7 @@ def list_(
     for key in rows[0]:
         table.add_column(key, overflow="fold")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(escape(str(value)) for value in row.values()))
     Console().print(table)
 
 
@@ -298,7 +299,7 @@ def _show(facts: dict[str, Any], title: str, as_json: bool) -> None:
             if isinstance(value, int)
             else str(value)
         )
-        table.add_row(key, shown.replace("[", "\\["))
+        table.add_row(key, escape(shown))
     Console().print(table)
 
 

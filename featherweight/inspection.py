@@ -65,11 +65,11 @@ def measure_file(path: Path, data: Data | None = None) -> dict[str, Any]:
     with one_thread():
         timed = interleaved({"onnxruntime": lambda: artifact.run(feeds)})
     facts = inspect_artifact(artifact)
-    kept = {
+    kept: dict[str, Any] = {
         key: facts[key] for key in ("file_bytes", "original_bytes", "parameters", "nonzero", "macs") if key in facts
     }
-    found: dict[str, Any] = {
-        **kept,
+    found: dict[str, Any] = dict(kept)
+    found |= {
         "latency": {"onnxruntime": timed["onnxruntime"].to_dict()},
         "machine": measuring.machine(),
     }

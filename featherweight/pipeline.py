@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import datetime
-import json
 import shutil
 import tempfile
 import time
@@ -20,23 +19,26 @@ from featherweight import measurement as measuring
 from featherweight.artifact import Artifact, load, package
 from featherweight.budget import Budget
 from featherweight.costs import parameters
-from featherweight.data import Data, as_call, batches, complete, example_inputs, forward, rebuild, select_output
+from featherweight.data import Data, as_call, batches, complete, example_inputs, forward, rebuild
 from featherweight.edits import Edit, module_at
-from featherweight.errors import ArtifactError, BudgetError, DataError, FeatherweightError, ModelError, RecipeError
+from featherweight.errors import ArtifactError, BudgetError, RecipeError
 from featherweight.latency import LatencyTable, latencies
 from featherweight.layers import QuantizedLayer
 from featherweight.measurement import Measurement
 from featherweight.modes import evaluating
 from featherweight.portable import Graph, assemble, export_graph
+from featherweight.preflight import check, find_device, open_workspace, writable
 from featherweight.recipes import recipe_to_yaml
 from featherweight.report.facts import Report
-from featherweight.scoring import Score, evaluate, evaluate_outputs, loss_function, score_function
+from featherweight.scoring import Score, evaluate, evaluate_outputs
 from featherweight.search import Strength, Trial, default_recipe, search
 from featherweight.technique import Context, Recipe, Technique, Untouched, run
 
 Progress = Callable[[str, float], None]
-_STEPS = 3000  # optimizer steps that the gradual pruning of a trial aims at
-_FEWEST_EPOCHS, _MOST_EPOCHS = 6, 60
+MARGIN = 2.0  # standard errors: the pick of several trials looks better on validation than it is
+_STEPS = 8000  # optimizer steps that the gradual pruning of a trial aims at
+_MOST_MACS = 1e13  # forward multiply-adds that it may take
+_FEWEST_EPOCHS, _MOST_EPOCHS = 2, 60
 
 
 def compress(
@@ -146,13 +148,13 @@ class _Job:
         progress: Progress,
     ) -> _Job:
         """Check everything that can be checked before any work starts, and measure the original."""
-        target = _device(device)
-        path = _writable(out)
+        target = find_device(device)
+        path = writable(out)
         complete_data, notes = complete(data)
         check(model, complete_data)
         temporary = None if path is not None else tempfile.TemporaryDirectory()
         workspace = path.with_name(path.name + ".run") if path is not None else Path(temporary.name)  # type: ignore[union-attr]
-        _open_workspace(
+        open_workspace(
             workspace, resume, {"budget": str(budget), "seed": seed, "trials": trials, "recipe": str(recipe)}
         )
         table = LatencyTable(Path(latency_table) if latency_table is not None else workspace / "latency.json")
@@ -177,7 +179,7 @@ class _Job:
             before=before,
             score=evaluate(model, complete_data, "validate"),
             original=original,
-            epochs=_epochs(complete_data),
+            epochs=_epochs(complete_data, before.macs or 0),
         )
         job.refuse_impossible()
         return job
@@ -247,7 +249,7 @@ class _Job:
         drop, error = self.score.drop(score), self.score.drop_error(score)
         limits = {name: self.budget.limit(name) for name in ("size", "drop")}
         fits = limits["size"] is None or size <= limits["size"].allowed(self.before.size_bytes)
-        good = limits["drop"] is None or drop + max(error, 0.0) <= limits["drop"].allowed(self.score.value) + 1e-12
+        good = limits["drop"] is None or drop + MARGIN * error <= limits["drop"].allowed(self.score.value) + 1e-12
         trial = Trial(strength, recipe, size, score, drop, error, fits and good, time.perf_counter() - begin)
         self.progress(f"trial {strength.factor:g}x: {size:,} bytes, drop {drop:.4f} on validation", 1.0)
         return trial
@@ -375,7 +377,9 @@ class _Job:
     def _fresh_score(self, path: Path) -> Score:
         read = [inputs for inputs, _ in batches(self.data.test, "test")]
         sizes = [_samples(inputs) for inputs in read]
-        outputs = [torch.from_numpy(value).split(sizes) for value in measuring.fresh_outputs(path, read, max(sizes))]
+        outputs = [
+            torch.split(torch.from_numpy(value), sizes) for value in measuring.fresh_outputs(path, read, max(sizes))
+        ]
         parts = iter(zip(*outputs, strict=True))
         return self._score_of(lambda batch: next(parts))
 
@@ -408,91 +412,15 @@ class _Job:
             shutil.rmtree(self.workspace, ignore_errors=True)
 
 
-def check(model: nn.Module, data: Data) -> None:
-    """Refuse a model and data that do not fit each other, before any work starts.
-
-    Raises:
-        ModelError: the forward fails on the example.
-        DataError: a loader is empty, has NaN, labels are out of range, or loss and score cannot take the output.
-    """
-    inputs = example_inputs(data)
-    with evaluating(model):
-        try:
-            output = forward(model, inputs)
-        except Exception as error:  # whatever the user's forward raises
-            raise ModelError(
-                f"{type(model).__name__} does not run on Data.example: {str(error).splitlines()[0]}"
-            ) from error
-        if isinstance(data.score, str) or isinstance(data.loss, str) or data.output is not None:
-            select_output(output, data.output)
-        loss, (score, _, _) = loss_function(data), score_function(data)
-        for split in ("train", "validate", "test"):
-            if getattr(data, split) is None:
-                continue
-            batch, target = next(iter(batches(getattr(data, split), split)))
-            if target is None:
-                continue
-            try:
-                given = forward(model, batch)
-                if data.step is None:
-                    loss(given, target)
-                score(given, target)
-            except FeatherweightError as error:
-                error.add_note(f"on the first batch of Data.{split}")
-                raise
-            except Exception as error:  # whatever the user's loss, score or forward raises
-                raise DataError(
-                    f"the first batch of Data.{split} does not go through model, loss and score: {error}"
-                ) from error
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(
-            f"device {name!r} is not there: {str(error).splitlines()[0]}; use cpu, or another that torch finds"
-        ) from error
-    return device
-
-
-def _writable(out: str | Path | None) -> Path | None:
-    """Refuse a path that cannot be written before hours of work."""
-    if out is None:
-        return None
-    path = Path(out)
-    if path.is_dir():
-        raise ArtifactError(f"{path} is a folder: give the name of a file, such as {path / 'model.fw'}")
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be written: {error.strerror or error}") from error
-    return path
-
-
-def _open_workspace(folder: Path, resume: bool, request: dict[str, Any]) -> None:
-    state = folder / "request.json"
-    if resume:
-        if not state.exists():
-            raise RecipeError(f"there is nothing to resume in {folder}: leave --resume out to start")
-        stored = json.loads(state.read_text())
-        for key, value in request.items():
-            if stored.get(key) != value:
-                raise RecipeError(
-                    f"{folder} belongs to a run with {key}={stored.get(key)!r}, not {value!r}: resume with the same"
-                )
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    state.write_text(json.dumps(request))
-
-
-def _epochs(data: Data) -> int:
+def _epochs(data: Data, macs: int) -> int:
+    """Epochs of gradual pruning in a trial: enough steps to settle, within what the network's size allows."""
+    if data.train is None:
+        return 0
     loader: Any = data.train
-    steps = len(loader) if hasattr(loader, "__len__") and loader is not None else 100
-    return min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, round(_STEPS / max(1, steps))))
+    steps = len(loader) if hasattr(loader, "__len__") else 100
+    inputs, _ = next(batches(data.train, "train"))
+    allowed = _MOST_MACS / max(1, macs * steps * _samples(inputs))
+    return round(min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, min(_STEPS / max(1, steps), allowed))))
 
 
 def _samples(inputs: Any) -> int:

@@ -110,9 +110,7 @@ def assemble(graph: Graph, state: Mapping[str, Tensor]) -> bytes:
             raise ArtifactError(f"the stored graph asks for a tensor {initializer.name!r} that the file does not hold")
         value = table[int(number)]
         tensor = state[value] if kind == _WEIGHT else value
-        initializer.CopyFrom(
-            numpy_helper.from_array(np.ascontiguousarray(tensor.detach().cpu().numpy()), initializer.name)
-        )
+        initializer.CopyFrom(numpy_helper.from_array(tensor.detach().cpu().contiguous().numpy(), initializer.name))
     return bytes(model.SerializeToString())
 
 

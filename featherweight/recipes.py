@@ -99,6 +99,8 @@ def load_recipe(path: str | Path) -> Recipe:
         return recipe_from_json(value)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path}: its steps contain each other without end") from error
 
 
 def describe_techniques() -> list[dict[str, Any]]:

@@ -97,7 +97,7 @@ class Context:
         """Yield `(path, module)` of every module in scope of exactly one of these types; subclasses have forwards of their own."""
         for path, module in model.named_modules():
             if type(module) in types and self.in_scope(path):
-                yield path, module  # type: ignore[misc]
+                yield path, module
 
     def leave(self, path: str, reason: str) -> None:
         """Record that a layer is left alone, and why."""

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featherweight.budget import Budget, Facts, Limit, Verdict, format_amount
+from featherweight.budget import Budget, Limit
 from featherweight.errors import BudgetError
+from featherweight.verdict import Facts, Verdict, format_amount
 
 
 @dataclass(frozen=True)

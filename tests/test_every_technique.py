@@ -1,11 +1,16 @@
 """Every technique keeps every promise on every tiny model, and one of each stage works after one of each other."""
 
 import itertools
+from dataclasses import dataclass
+from typing import final
 
 import pytest
+import torch
+from torch import nn
 
+from featherweight.edits import Swap, Write
 from featherweight.errors import RecipeError
-from featherweight.technique import Recipe, name_of
+from featherweight.technique import Recipe, Technique, name_of
 from featherweight.techniques import (
     TECHNIQUES,
     Distill,
@@ -74,3 +79,48 @@ def test_going_back_a_stage_names_both(pair):
     assert str(pair[0]) in str(caught.value)
     assert str(pair[1]) in str(caught.value)
     assert Recipe(pair, any_order=True).steps == pair
+
+
+@final
+@dataclass(frozen=True)
+class Broken(Technique):
+    """Breaks one promise by name."""
+
+    fault: str = ""
+
+    def edits(self, model, context):
+        layer = next(m for m in model.modules() if isinstance(m, nn.Linear))
+        path = next(p for p, m in model.named_modules() if m is layer)
+        if self.fault == "hook":
+            layer.register_forward_hook(lambda *_: None)
+        elif self.fault == "attribute":
+            layer.mask = torch.ones(1)
+        elif self.fault == "class":
+            layer.__class__ = type("Masked", (nn.Linear,), {})
+        elif self.fault == "mode":
+            model.train()
+        elif self.fault == "random":
+            layer.weight.data = torch.rand_like(layer.weight)
+        elif self.fault == "grow":
+            options = {"in_features": layer.in_features, "rank": 99, "out_features": layer.out_features}
+            yield Swap(path, "factored_linear", options, None)
+        elif self.fault == "untold":
+            model.extra = nn.Linear(1, 1)
+        yield Write(None)
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [
+        ("hook", "output_is_plain"),
+        ("class", "output_is_plain"),
+        ("attribute", "edits_tell_everything"),
+        ("untold", "edits_tell_everything"),
+        ("mode", "output_keeps_its_form"),
+        ("random", "deterministic"),
+        ("grow", "deterministic|bits_never_grow"),
+    ],
+)
+def test_the_suite_sees_a_broken_promise(fault, check):
+    with pytest.raises(AssertionError, match=check):
+        check_technique(Broken(fault), small_models()["plain"])

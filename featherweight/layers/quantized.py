@@ -111,11 +111,11 @@ class QuantizedLayer(nn.Module):
         """The layer's operator on float inputs and weight."""
         raise TypeError(f"{type(self).__name__} does not define its operator")
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Apply the layer; inputs and output are float."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer; input and output are float, and named as `nn.Linear` names them, for calls by keyword."""
         if self.input_grid:
-            inputs = self._on_grid(inputs, "input")
-        output = self.operate(inputs, self.dequantized())
+            input = self._on_grid(input, "input")
+        output = self.operate(input, self.dequantized())
         return self._on_grid(output, "output") if self.output_grid else output
 
     def thaw(self) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from featherweight.budget import format_amount
 from featherweight.report.facts import Report
 from featherweight.report.wording import amount, clean, digits, number, percent, spread, times
+from featherweight.verdict import format_amount
 
 
 class Figure(NamedTuple):

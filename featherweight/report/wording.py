@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from featherweight.budget import METRICS, format_amount
+from featherweight.verdict import METRICS, format_amount
 
 NOT_MEASURED = "not measured"
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}

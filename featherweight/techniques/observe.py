@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from featherweight.data import batches, forward
+from featherweight.data import batches, forward, tensors
 from featherweight.edits import module_at
 from featherweight.modes import evaluating
 from featherweight.technique import Context
@@ -46,11 +46,11 @@ def observe(
     handles = []
 
     def hook(path: str) -> None:
-        def see(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            _update(entered, path, inputs[0])
+        def see(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+            _update(entered, path, next(tensors((args, kwargs))))
             _update(left, path, output)
 
-        handles.append(module_at(model, path).register_forward_hook(see))
+        handles.append(module_at(model, path).register_forward_hook(see, with_kwargs=True))
 
     try:
         for path in paths:

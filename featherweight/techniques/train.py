@@ -271,7 +271,7 @@ class _Loop:
         if self.path is None or not self.path.exists():
             return False
         try:
-            with safe_open(self.path, "pt") as stored:  # type: ignore[no-untyped-call]
+            with safe_open(self.path, "pt") as stored:
                 facts = json.loads(stored.metadata()["facts"])
                 values: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "mask": {}, "optimizer": {}}
                 for key in stored.keys():  # noqa: SIM118 - a safetensors handle is no mapping
@@ -282,7 +282,7 @@ class _Loop:
         self._load(values["model"])
         self.best = values["best"]
         for name, mask in values["mask"].items():
-            self.masks[name] = mask
+            self.masks[name].copy_(mask)  # in place: the schedule goes on writing to these very tensors
         for name, value in values["optimizer"].items():
             owner, _, key = name.rpartition("/")
             self.optimizer.state[self.parameters[owner]][key] = value.cpu() if key == "step" else value

@@ -32,7 +32,9 @@ def test_a_matrix_of_rank_two_comes_back():
 
 def test_energy_chooses_the_rank():
     model = nn.Sequential(nn.Linear(8, 8, bias=False))
-    model[0].weight.data = torch.diag(torch.tensor([4.0, 2.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]))  # energies 16, 4, 1, 1 of 22
+    model[0].weight.data = torch.diag(
+        torch.tensor([4.0, 2.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    )  # energies 16, 4, 1, 1 of 22
     for energy, rank in ((0.7, 1), (0.72, 1), (0.73, 2), (0.9, 2), (0.95, 3), (0.96, None)):
         output, edits, context = factor(model, torch.ones(2, 8), energy=energy)
         if rank is None:  # rank 4 would take 4 * 16 = 64 weights, no fewer
@@ -53,7 +55,7 @@ def test_convolutions_of_every_dimension():
     for layer, shape in (
         (nn.Conv1d(6, 8, 3, stride=2, padding=1), (2, 6, 9)),
         (nn.Conv2d(6, 8, (3, 1), dilation=2, bias=False), (2, 6, 9, 9)),
-        (nn.Conv3d(4, 8, 2, padding="same"), (2, 4, 4, 4, 4)),
+        (nn.Conv3d(4, 8, 3, padding="same"), (2, 4, 4, 4, 4)),
     ):
         layer.weight.data = of_rank(2, 8, layer.weight[0].numel()).reshape(layer.weight.shape)
         example = torch.randn(shape, generator=torch.Generator().manual_seed(1))

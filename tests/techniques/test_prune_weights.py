@@ -101,20 +101,26 @@ def test_gradual_pruning_needs_data():
 def test_zeros_outlive_distillation(pruning):
     task = learnable()
     pruned, _, context = prune(pruning, task)
-    healed, _, _ = prune(Recipe((pruning, Distill(epochs=2, learning_rate=0.05))), task)
+    healed, _, _ = prune(Recipe((pruning, Distill(epochs=15, learning_rate=0.003, teacher_share=0.0))), task)
     before, after = zeros(pruned, context.sparse), zeros(healed, context.sparse)
     for name in context.sparse:
         assert torch.equal(before[name], after[name] & before[name]), name
     trained = {n: v for n, v in healed.state_dict().items() if not torch.equal(v, pruned.state_dict()[n])}
     assert set(trained) & context.sparse, "the survivors trained"
-    assert not any(bool((v == 0).any() and v.signbit()[v == 0].any()) for v in healed.state_dict().values() if v.is_floating_point())
+    assert not any(
+        bool((v == 0).any() and v.signbit()[v == 0].any())
+        for v in healed.state_dict().values()
+        if v.is_floating_point()
+    )
 
 
 @pytest.mark.parametrize("quantize", [QuantizeWeights(bits=4), QuantizeStatic()], ids=str)
 def test_zeros_outlive_quantization_and_training_after_it(quantize):
     task = learnable()
     pruned, _, context = prune(PruneWeights(ratio=0.8), task)
-    output, _, _ = prune(Recipe((PruneWeights(ratio=0.8), quantize, Distill(epochs=2, learning_rate=0.05))), task)
+    output, _, _ = prune(
+        Recipe((PruneWeights(ratio=0.8), quantize, Distill(epochs=15, learning_rate=0.003, teacher_share=0.0))), task
+    )
     for name in context.sparse:
         codes = output.state_dict()[name.replace("weight", "codes")]
         assert not codes[pruned.state_dict()[name] == 0].any(), name

@@ -75,7 +75,7 @@ def test_convolution_geometry_survives():
     for layer, shape in (
         (nn.Conv1d(4, 6, 3, stride=2, groups=2), (2, 4, 9)),
         (nn.Conv2d(4, 6, (3, 1), dilation=2, padding=(1, 2), bias=False), (2, 4, 9, 9)),
-        (nn.Conv3d(2, 3, 2, padding="same"), (2, 2, 4, 4, 4)),
+        (nn.Conv3d(2, 3, 3, padding="same"), (2, 2, 4, 4, 4)),
     ):
         example = torch.randn(shape, generator=generator)
         output, _ = quantize(nn.Sequential(layer), example, bits=8)

@@ -1,0 +1,52 @@
+# Two commands do everything on a bare machine: `make demo` and `make test`.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-all check bench clean
+
+demo: $(VENV)/.demo
+	mkdir -p demo
+	$(BIN)/featherweight compress digits --budget "size<=2%, drop<=1pt" --trials 4 --out demo/model.fw --report demo/report.html
+	$(BIN)/python examples/digits_input.py demo/x.npy demo/labels.npy
+	$(BIN)/featherweight run demo/model.fw --input demo/x.npy --output demo/y.npy
+	$(BIN)/python examples/digits_check.py demo/y.npy demo/labels.npy
+
+test: check
+	$(BIN)/python -m pytest
+
+test-all: check
+	$(BIN)/python -m pytest --slow
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/spine_digits.py
+	$(BIN)/python benchmarks/spine_lenet300.py
+	$(BIN)/python benchmarks/spine_resnet20.py
+	$(BIN)/python benchmarks/spine_repeatable.py
+
+# torch goes first and alone: any package that asked for it would bring the registry's CUDA build
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(PIP) torch numpy
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[report,tasks]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[dev]'
+	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 \
+		|| echo "no chromium and no way to install it: the browser tests will be skipped"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

@@ -1,0 +1,112 @@
+"""What is refused before any work starts: a model and data that do not fit, a device, a path, a foreign checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from featherweight.data import Data, batches, example_inputs, forward, select_output
+from featherweight.errors import ArtifactError, DataError, FeatherweightError, ModelError, RecipeError
+from featherweight.modes import evaluating
+from featherweight.scoring import loss_function, score_function
+
+
+def check(model: nn.Module, data: Data) -> None:
+    """Refuse a model and data that do not fit each other, before any work starts.
+
+    Raises:
+        ModelError: the forward fails on the example.
+        DataError: a loader is empty, has NaN, labels are out of range, or loss and score cannot take the output.
+    """
+    inputs = example_inputs(data)
+    with evaluating(model):
+        try:
+            output = forward(model, inputs)
+        except Exception as error:  # whatever the user's forward raises
+            raise ModelError(
+                f"{type(model).__name__} does not run on Data.example: {str(error).splitlines()[0]}"
+            ) from error
+        if isinstance(data.score, str) or isinstance(data.loss, str) or data.output is not None:
+            select_output(output, data.output)
+        loss, (score, _, _) = loss_function(data), score_function(data)
+        for split in ("train", "validate", "test"):
+            if getattr(data, split) is None:
+                continue
+            batch, target = next(iter(batches(getattr(data, split), split)))
+            if target is None:
+                continue
+            try:
+                given = forward(model, batch)
+                if data.step is None:
+                    loss(given, target)
+                score(given, target)
+            except FeatherweightError as error:
+                error.add_note(f"on the first batch of Data.{split}")
+                raise
+            except Exception as error:  # whatever the user's loss, score or forward raises
+                raise DataError(
+                    f"the first batch of Data.{split} does not go through model, loss and score: {error}"
+                ) from error
+
+
+def find_device(name: str) -> torch.device:
+    """Return a device by name, tried with one small tensor.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(
+            f"device {name!r} is not there: {str(error).splitlines()[0]}; use cpu, or another that torch finds"
+        ) from error
+    return device
+
+
+def writable(out: str | Path | None) -> Path | None:
+    """Return the output path, refused before hours of work when it cannot be written; None stays None.
+
+    Raises:
+        ArtifactError: it is a folder, or its folder is missing or read-only.
+    """
+    if out is None:
+        return None
+    path = Path(out)
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder: give the name of a file, such as {path / 'model.fw'}")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def open_workspace(folder: Path, resume: bool, request: dict[str, Any]) -> None:
+    """Start an empty folder of checkpoints for a request, or continue in the one that a killed run left.
+
+    Raises:
+        RecipeError: there is nothing to resume, or it belongs to another request.
+    """
+    state = folder / "request.json"
+    if resume:
+        if not state.exists():
+            raise RecipeError(f"there is nothing to resume in {folder}: leave --resume out to start")
+        stored = json.loads(state.read_text())
+        for key, value in request.items():
+            if stored.get(key) != value:
+                raise RecipeError(
+                    f"{folder} belongs to a run with {key}={stored.get(key)!r}, not {value!r}: resume with the same"
+                )
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    state.write_text(json.dumps(request))

@@ -1,0 +1,215 @@
+"""Training: it heals, never harms, needs no labels, respects scope, and a killed run ends with the same bits."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from featherweight.data import Data
+from featherweight.edits import named_tensors
+from featherweight.errors import DataError, ModelError, RecipeError
+from featherweight.scoring import evaluate, lower
+from featherweight.technique import Context, Recipe, only, run
+from featherweight.techniques import Distill, PruneWeights, QuantizeStatic, QuantizeWeights
+from featherweight.techniques.train import imitation
+from featherweight.zoo import Plain, randomise, small_models
+
+
+def teacher_data(teacher, labels=True):
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(96, 3, 8, 8, generator=generator).split(16)
+    with torch.no_grad():
+        batches = [(image, teacher(image).argmax(1)) for image in images]
+    train = batches[:4] if labels else [image for image, _ in batches[:4]]
+    return Data(example=images[0], train=train, calibrate=train, validate=batches[4:])
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return randomise(Plain(), 0).eval()
+
+
+def same(first, second):
+    tensors = named_tensors(second)
+    return all(torch.equal(value, tensors[name]) for name, value in named_tensors(first).items())
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("damage", [PruneWeights(ratio=0.8), QuantizeWeights(bits=2, per_channel=False)], ids=str)
+def test_heals_a_damaged_model(teacher, labels, damage):
+    data = dataclasses.replace(teacher_data(teacher, labels), score=lower(F.cross_entropy))
+    context = Context(data=data, teacher=teacher)
+    damaged, _ = run(damage, teacher, context)
+    healed, _ = run(Distill(epochs=6, learning_rate=0.01), damaged, context)
+    before, after = (evaluate(model, data, "validate").value for model in (damaged, healed))
+    assert after < before
+
+
+@pytest.mark.parametrize("quantize", [None, QuantizeWeights(bits=3), QuantizeStatic()], ids=str)
+@pytest.mark.parametrize("rate", [1e-5, 1.0])
+def test_never_worse_than_the_start_on_validation(teacher, quantize, rate):
+    data = dataclasses.replace(teacher_data(teacher), score=lower(F.cross_entropy))
+    context = Context(data=data, teacher=teacher)
+    start = run(quantize, teacher, context).model if quantize else teacher
+    output, _ = run(Distill(epochs=2, learning_rate=rate), start, context)
+    assert evaluate(output, data, "validate").value <= evaluate(start, data, "validate").value
+
+
+def test_distillation_loss_by_hand():
+    student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]])
+    assert imitation(student, teacher, True, 1.0).item() == pytest.approx(torch.log(torch.tensor(2.0)).item())
+    assert imitation(student, teacher, True, 2.0).item() == pytest.approx(4 * torch.log(torch.tensor(2.0)).item())
+    assert imitation(student, teacher, False, 1.0).item() == pytest.approx(2.0)
+
+
+class Raising:
+    """A loader that is killed at the start of its fourth training epoch; a peek at the first batch is no epoch."""
+
+    def __init__(self, batches):
+        self.batches, self.epochs, self.armed = batches, 0, True
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        if self.armed and self.epochs == 3:
+            raise KeyboardInterrupt
+        yield from self.batches
+        self.epochs += 1
+
+
+@pytest.mark.parametrize("before", [None, QuantizeWeights(bits=4), QuantizeStatic()], ids=str)
+def test_a_killed_run_ends_with_the_same_bits(teacher, tmp_path, before):
+    data = teacher_data(teacher)
+    steps = Recipe((*((before,) if before else (PruneWeights(ratio=0.5),)), Distill(epochs=6, learning_rate=0.003)))
+    wanted, _ = run(steps, teacher, Context(data=data, teacher=teacher, seed=4))
+    loader = Raising(data.train)
+    killed = dataclasses.replace(data, train=loader)
+    with pytest.raises(KeyboardInterrupt):
+        run(steps, teacher, Context(data=killed, teacher=teacher, seed=4, workspace=tmp_path))
+    assert list(tmp_path.glob("train-*.safetensors"))
+    loader.armed = False
+    resumed, _ = run(steps, teacher, Context(data=killed, teacher=teacher, seed=4, workspace=tmp_path))
+    assert loader.epochs == 6, "three epochs before, three after"
+    assert same(wanted, resumed)
+    again, _ = run(steps, teacher, Context(data=killed, teacher=teacher, seed=4, workspace=tmp_path))
+    assert loader.epochs == 6, "nothing is left to do"
+    assert same(wanted, again)
+
+
+def test_gradual_pruning_resumes_too(teacher, tmp_path):
+    data = teacher_data(teacher)
+    step = PruneWeights(ratio=0.7, epochs=6, learning_rate=0.003)
+    wanted, _ = run(step, teacher, Context(data=data, teacher=teacher))
+    loader = Raising(data.train)
+    killed = dataclasses.replace(data, train=loader)
+    with pytest.raises(KeyboardInterrupt):
+        run(step, teacher, Context(data=killed, teacher=teacher, workspace=tmp_path))
+    loader.armed = False
+    resumed, _ = run(step, teacher, Context(data=killed, teacher=teacher, workspace=tmp_path))
+    assert same(wanted, resumed)
+
+
+def test_a_checkpoint_serves_no_other_run(teacher, tmp_path):
+    data = teacher_data(teacher)
+    other = dataclasses.replace(data, train=[(image + 1, label) for image, label in data.train])
+    runs = (
+        (Context(data=data, teacher=teacher, workspace=tmp_path), Distill(epochs=1)),
+        (Context(data=data, teacher=teacher, workspace=tmp_path, seed=1), Distill(epochs=1)),
+        (Context(data=data, teacher=teacher, workspace=tmp_path), Distill(epochs=1, learning_rate=0.01)),
+        (Context(data=other, teacher=teacher, workspace=tmp_path), Distill(epochs=1)),
+        (Context(data=data, teacher=randomise(Plain(), 7).eval(), workspace=tmp_path), Distill(epochs=1)),
+    )
+    for count, (context, step) in enumerate(runs, 1):
+        run(step, teacher, context)
+        assert len(list(tmp_path.iterdir())) == count
+
+
+def test_a_damaged_checkpoint_costs_its_run_only(teacher, tmp_path):
+    data = teacher_data(teacher)
+    wanted, _ = run(Distill(epochs=2), teacher, Context(data=data, teacher=teacher, workspace=tmp_path))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    again, _ = run(Distill(epochs=2), teacher, Context(data=data, teacher=teacher, workspace=tmp_path))
+    assert same(wanted, again)
+
+
+def test_scope_keeps_other_layers_and_their_statistics(teacher):
+    data = dataclasses.replace(teacher_data(teacher), score=lower(F.cross_entropy))
+    context = Context(data=data, teacher=None)
+    output, _ = run(only("classifier", Distill(epochs=3, learning_rate=0.01)), teacher, context)
+    changed = {
+        name for name, value in named_tensors(output).items() if not torch.equal(value, named_tensors(teacher)[name])
+    }
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+def test_nothing_to_train_is_said(teacher):
+    frozen = randomise(Plain(), 0).requires_grad_(False)
+    context = Context(data=teacher_data(teacher), teacher=teacher)
+    output, _ = run(Distill(epochs=1), frozen, context)
+    assert same(frozen, output)
+    assert "no parameter" in context.untouched[0].reason
+    assert not any(p.requires_grad for p in output.parameters())
+
+
+def test_patience_stops_early(teacher):
+    data = teacher_data(teacher)
+    loader = Raising(data.train)
+    loader.armed = False
+    context = Context(data=dataclasses.replace(data, train=loader), teacher=teacher)
+    run(Distill(epochs=50, learning_rate=0.0, patience=2), teacher, context)
+    assert loader.epochs == 2
+
+
+def test_a_step_of_your_own(teacher):
+    seen = []
+
+    def step(model, batch):
+        seen.append(model)
+        return model(batch[0]).square().mean()
+
+    data = dataclasses.replace(teacher_data(teacher), step=step)
+    run(Distill(epochs=1), teacher, Context(data=data, teacher=teacher))
+    assert seen
+    assert seen[0] is not teacher
+
+
+def test_global_generators_and_the_loaders_own_are_put_back(teacher):
+    data = teacher_data(teacher)
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    run(Distill(epochs=1), teacher, Context(data=data, teacher=teacher))
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_what_is_refused(teacher):
+    data = teacher_data(teacher)
+    labels = [(image, label + 9) for image, label in data.train]
+    cases = (
+        (dataclasses.replace(data, train=None), RecipeError, "train"),
+        (dataclasses.replace(data, train=[]), DataError, "empty"),
+        (dataclasses.replace(data, train=labels), DataError, "out of range"),
+        (dataclasses.replace(data, train=[(data.train[0][0] * torch.nan, data.train[0][1])]), DataError, "NaN"),
+        (dataclasses.replace(data, step=lambda m, b: m(b[0]).sum() * torch.inf), ModelError, "learning rate"),
+        (dataclasses.replace(data, loss="crossentropy"), DataError, "cross_entropy"),
+    )
+    before = {name: value.clone() for name, value in named_tensors(teacher).items()}
+    for bad, kind, words in cases:
+        with pytest.raises(kind, match=words):
+            run(Distill(epochs=1), teacher, Context(data=bad, teacher=teacher))
+    assert all(torch.equal(value, before[name]) for name, value in named_tensors(teacher).items())
+
+
+def test_dropout_and_shuffling_draw_from_the_seed():
+    task = small_models()["perceptron"]
+    model = nn.Sequential(task.model, nn.Dropout(0.5)).eval()
+    loader = torch.utils.data.DataLoader(task.data.train, batch_size=None, shuffle=True)
+    data = dataclasses.replace(task.data, train=loader, score=lower(F.cross_entropy), validate=task.data.train)
+    step = Distill(epochs=3, learning_rate=0.01)
+    outputs = [run(step, model, Context(data=data, seed=seed)).model for seed in (1, 1, 2)]
+    assert same(outputs[0], outputs[1])
+    assert not same(outputs[0], outputs[2])

@@ -1,0 +1,139 @@
+"""Static int8: grids that hold zero, output grids where they are wanted, and integers in ONNX Runtime."""
+
+import pytest
+import torch
+from torch import nn
+
+from featherweight.data import Data
+from featherweight.layers import QuantizedLayer
+from featherweight.portable import assemble, export_graph
+from featherweight.runtimes.onnxruntime import Session, audit
+from featherweight.technique import Context, Recipe, run
+from featherweight.techniques import FoldBatchNorm, QuantizeStatic
+from featherweight.techniques.observe import Observed, observe, unsigned_grid
+from featherweight.zoo import small_models
+
+
+def quantize(task, *before, **settings):
+    context = Context(data=task.data)
+    output, _ = run(Recipe((*before, QuantizeStatic(**settings))), task.model, context)
+    return output, context
+
+
+def signal_to_noise(wanted, given):
+    return float(10 * torch.log10(wanted.square().sum() / (wanted - given).square().sum()))
+
+
+@pytest.mark.parametrize("method", ["mse", "minmax"])
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 6.0), (2.0, 6.0), (-5.0, -1.0), (0.0, 0.0)])
+def test_a_grid_holds_zero_exactly(low, high, method):
+    sample = torch.linspace(low, high, 1001)
+    scale, zero = unsigned_grid(Observed(low, high, sample), method)
+    assert scale.dtype == torch.float32
+    assert scale.shape == zero.shape == ()
+    assert zero.dtype == torch.uint8
+    codes = (torch.zeros(1) / scale + zero).round().clamp(0, 255)
+    assert ((codes - zero.float()) * scale).item() == 0.0
+
+
+def test_minmax_by_hand():
+    scale, zero = unsigned_grid(Observed(-51.0, 204.0, torch.zeros(1)), "minmax")
+    assert scale.item() == 1.0
+    assert zero.item() == 51
+
+
+def test_squared_error_clips_an_outlier():
+    sample = torch.cat([torch.rand(10_000, generator=torch.Generator().manual_seed(0)), torch.tensor([2.0])])
+    clipped, _ = unsigned_grid(Observed(0.0, 2.0, sample), "mse")
+    whole, _ = unsigned_grid(Observed(0.0, 2.0, sample), "minmax")
+    assert clipped < whole
+
+
+def test_observation_sees_ranges_and_leaves_no_hook():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False)).train()
+    model[0].weight.data.fill_(2.0)
+    data = Data(
+        example=torch.ones(1, 1),
+        calibrate=[torch.tensor([[1.0], [-3.0]]), torch.tensor([[5.0], [0.0]]), torch.full((1, 1), 99.0)],
+    )
+    entered, left = observe(model, Context(data=data), ["0"], 2)
+    assert (entered["0"].low, entered["0"].high) == (-3.0, 5.0)
+    assert (left["0"].low, left["0"].high) == (-6.0, 10.0)
+    assert not model[0]._forward_hooks
+    assert model.training
+
+
+def test_output_grids_only_where_needed():
+    task = small_models()["residual"]
+    output, _ = quantize(task, FoldBatchNorm())
+    grids = {path: layer.output_grid for path, layer in output.named_modules() if isinstance(layer, QuantizedLayer)}
+    assert all(layer.input_grid for layer in output.modules() if isinstance(layer, QuantizedLayer))
+    # conv1 feeds conv2 through ReLU alone; the others feed an addition; the classifier is the output
+    assert grids == {
+        "stem": True,
+        "first.conv1": False,
+        "first.conv2": True,
+        "second.conv1": False,
+        "second.conv2": True,
+        "projection": True,
+        "classifier": False,
+    }
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "branches", "perceptron", "twice", "transformer", "recurrent"])
+def test_agrees_with_float_in_pytorch_and_in_onnx_runtime(name):
+    task = small_models()[name]
+    output, _ = quantize(task, FoldBatchNorm(), range="minmax")
+    inputs = task.data.calibrate[0][0]
+    with torch.no_grad():
+        wanted, given = task.model(inputs), output(inputs)
+    assert signal_to_noise(wanted, given) > 20
+    graph = assemble(export_graph(output, task.data), output.state_dict())
+    ran = torch.from_numpy(Session(graph).run(inputs)[0])
+    assert signal_to_noise(wanted, ran) > 20
+    assert signal_to_noise(given, ran) > 25
+
+
+@pytest.mark.parametrize(("name", "integer"), [("plain", 2), ("residual", 6), ("branches", 5)])
+def test_onnx_runtime_convolves_integers(name, integer):
+    task = small_models()[name]
+    output, _ = quantize(task, FoldBatchNorm())
+    seen = audit(assemble(export_graph(output, task.data), output.state_dict()))
+    assert seen.get("QLinearConv", 0) >= integer - 1, seen
+    assert seen.get("Conv", 0) + seen.get("FusedConv", 0) <= 1, seen
+
+
+def test_weights_of_fewer_bits():
+    task = small_models()["plain"]
+    output, _ = quantize(task, weight_bits=4)
+    assert int(output.hidden.codes.abs().max()) == 7
+
+
+def test_a_layer_that_calibration_never_reaches_is_left():
+    class Skips(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.used(x)
+
+    context = Context(data=Data(example=torch.ones(1, 4), calibrate=[torch.ones(2, 4)]))
+    output, edits = run(QuantizeStatic(), Skips().eval(), context)
+    assert [edit.path for edit in edits] == ["used"]
+    assert [(u.path, u.reason) for u in context.untouched] == [("unused", "calibration data never reached it")]
+    assert type(output.unused) is nn.Linear
+
+
+def test_a_layer_called_by_keyword():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(input=x)
+
+    context = Context(data=Data(example=torch.ones(1, 4), calibrate=[torch.ones(2, 4)]))
+    _, edits = run(QuantizeStatic(), Keyword().eval(), context)
+    assert [edit.path for edit in edits] == ["fc"]
