@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,7 @@ def _decoded(part: str) -> tuple[Tensor, Tensor]:
     with np.load(folder() / "cifar10_jpeg.npz", allow_pickle=False) as arrays:
         blob, offset = arrays[f"{part}_jpeg"].tobytes(), arrays[f"{part}_offset"]
         labels = torch.from_numpy(arrays[f"{part}_label"].astype(np.int64))
-    images = [
-        np.asarray(Image.open(io.BytesIO(blob[a:b])).convert("RGB"))
-        for a, b in zip(offset[:-1], offset[1:], strict=True)
-    ]
+    images = [np.asarray(Image.open(io.BytesIO(blob[a:b])).convert("RGB")) for a, b in pairwise(offset)]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), labels
 
 

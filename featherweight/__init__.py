@@ -5,10 +5,12 @@ from featherweight.budget import Budget
 from featherweight.data import Data, Task
 from featherweight.inspection import measure_task as measure
 from featherweight.pipeline import compress
-from featherweight.recipes import load_recipe
+from featherweight.recipe_files import load_recipe
 from featherweight.report.facts import Report
+from featherweight.running import run
+from featherweight.scoping import only
 from featherweight.scoring import lower
-from featherweight.technique import Context, Recipe, Technique, only, run
+from featherweight.technique import Context, Recipe, Technique
 from featherweight.verdict import Verdict
 
 __version__ = "0.1.0"

@@ -112,7 +112,7 @@ def compress(
     Example: featherweight compress digits --budget "size<=2%, drop<=1pt" --report report.html
     """
     from featherweight.pipeline import compress as compress_model
-    from featherweight.recipes import load_recipe
+    from featherweight.recipe_files import load_recipe
     from featherweight.tasks import find_task
 
     steps = load_recipe(recipe) if recipe is not None else None
@@ -278,7 +278,7 @@ def _rows(what: str) -> list[dict[str, Any]]:
 
         return available()
     if what == "techniques":
-        from featherweight.recipes import describe_techniques
+        from featherweight.recipe_files import describe_techniques
 
         return describe_techniques()
     raise RecipeError(f"list knows techniques, tasks and runtimes, not {what!r}")

@@ -28,11 +28,12 @@ from featherweight.measurement import Measurement
 from featherweight.modes import evaluating
 from featherweight.portable import Graph, assemble, export_graph
 from featherweight.preflight import check, find_device, open_workspace, writable
-from featherweight.recipes import recipe_to_yaml
+from featherweight.recipe_files import recipe_to_yaml
 from featherweight.report.facts import Report
+from featherweight.running import run
 from featherweight.scoring import Score, evaluate, evaluate_outputs
 from featherweight.search import Strength, Trial, default_recipe, search
-from featherweight.technique import Context, Recipe, Technique, Untouched, run
+from featherweight.technique import Context, Recipe, Technique, Untouched
 
 Progress = Callable[[str, float], None]
 MARGIN = 2.0  # standard errors: the pick of several trials looks better on validation than it is

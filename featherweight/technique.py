@@ -1,8 +1,7 @@
-"""`Technique`, `Recipe`, `only` and `run`: techniques decide, edits act, and every edit is checked or taken back."""
+"""`Technique`, settings that look at a model and yield edits; `Recipe`, techniques in order; `Context`, what they may know."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import enum
 import fnmatch
@@ -16,12 +15,11 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from featherweight.data import Data, Inputs, describe, example_inputs, forward, tensors
-from featherweight.edits import Edit, Keep, Swap, Write, apply, masked_state, module_at
-from featherweight.errors import FeatherweightError, ModelError, RecipeError, closest
-from featherweight.modes import evaluating
+from featherweight.data import Data
+from featherweight.edits import Edit
+from featherweight.errors import RecipeError
 
 Layer = TypeVar("Layer", bound=nn.Module)
 Report = Callable[[str, float], None]
@@ -197,72 +195,6 @@ def _checked(owner: type[Technique], f: dataclasses.Field[Any], value: Any) -> A
 
 @final
 @dataclass(frozen=True)
-class Only(Technique):
-    """A step narrowed to the layers whose paths match; made by `only`."""
-
-    patterns: tuple[str, ...]
-    inner: Technique
-
-    @property
-    def stage(self) -> Stage | None:  # type: ignore[override]
-        """The stage of the step inside."""
-        return self.inner.stage
-
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """What the step inside needs."""
-        return self.inner.needs
-
-    @property
-    def steps(self) -> tuple[Technique, ...]:
-        """The elementary steps inside, each narrowed alike."""
-        return (
-            tuple(Only(self.patterns, step) for step in self.inner.steps) if isinstance(self.inner, Recipe) else (self,)
-        )
-
-    def edits(self, model: nn.Module, context: Context) -> Edits:
-        """Yield the inner step's edits on the narrowed scope.
-
-        Raises:
-            RecipeError: a pattern matches no path of the model.
-        """
-        paths = [path for path, _ in model.named_modules() if path]
-        for pattern in self.patterns:
-            bare = pattern.removeprefix("!")
-            if not any(fnmatch.fnmatchcase(path, bare) for path in paths):
-                raise RecipeError(
-                    f"only({pattern!r}) matches no layer of {type(model).__name__}.{closest(bare, paths)}"
-                )
-        narrowed = dataclasses.replace(context, scope=(*context.scope, self.patterns))
-        yield from self.inner.edits(model, narrowed)
-
-    def to_json(self) -> Any:
-        """Return `{"only": {"patterns": [...], "step": ...}}`."""
-        return {"only": {"patterns": list(self.patterns), "step": self.inner.to_json()}}
-
-    def __str__(self) -> str:
-        return f"only({', '.join(self.patterns)}: {self.inner})"
-
-
-def only(patterns: str | tuple[str, ...] | list[str], technique: Technique) -> Only:
-    """Narrow a technique to the layers whose dotted paths match.
-
-    Args:
-        patterns: `fnmatch` patterns, comma-separated or as a sequence; a leading `!` excludes; children are included.
-        technique: the step, or a whole recipe, to narrow.
-
-    Example:
-        >>> only("features.*, !features.0", PruneWeights(ratio=0.9))
-    """
-    parts = patterns.split(",") if isinstance(patterns, str) else patterns
-    cleaned = tuple(part.strip() for part in parts if part.strip())
-    if not cleaned:
-        raise RecipeError(f"only({patterns!r}) has no pattern: name a path such as 'layer3.*' or '!classifier'")
-    return Only(cleaned, technique)
-
-
-@final
-@dataclass(frozen=True)
 class Recipe(Technique):
     """Steps in order; a recipe is itself a step.
 
@@ -312,134 +244,3 @@ class Recipe(Technique):
 
     def __str__(self) -> str:
         return " -> ".join(map(str, self.steps))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What `run` gives back; unpacks as `(model, edits)`."""
-
-    model: nn.Module
-    edits: list[Edit]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.model, self.edits))
-
-
-def run(technique: Technique, model: nn.Module, context: Context) -> Outcome:
-    """Apply a technique to a private copy of the model, checking the forward after each edit.
-
-    An edit after which the model no longer runs, gives another output structure, or (for a cut) differs from the model
-    with the removed slices zeroed, is undone; the technique is told, and `context.untouched` says why.
-
-    Args:
-        technique: a step or a recipe.
-        model: the user's model; it is not changed.
-        context: data, teacher, device, seed.
-
-    Raises:
-        RecipeError: the technique needs a loader that the data does not have, or matches nothing.
-        ModelError: the model does not run on `data.example`.
-    """
-    for split in sorted(technique.needs):
-        if getattr(context.data, split) is None:
-            raise RecipeError(f"{technique} needs Data({split}=...), which is missing")
-    copied = copy.deepcopy(model).to(context.device)
-    inputs = example_inputs(context.data, context.device)
-    expected = _shape_of(_try_forward(copied, inputs, "before any change"))
-    done: list[Edit] = []
-    generator = technique.edits(copied, context)
-    try:
-        edit = next(generator)
-        while True:
-            kept = _checked_apply(copied, edit, inputs, expected, context)
-            if kept:
-                done.append(edit)
-            edit = generator.send(kept)
-    except StopIteration:
-        pass
-    except FeatherweightError as error:
-        error.add_note(f"while applying {context.step or technique} to {type(model).__name__}")
-        raise
-    return Outcome(copied, done)
-
-
-def _checked_apply(model: nn.Module, edit: Edit, inputs: Inputs, expected: str, context: Context) -> bool:
-    reference = _masked_output(model, edit, inputs) if isinstance(edit, Keep) else None
-    try:
-        undo = apply(model, edit)
-    except ModelError as error:
-        _refuse(context, edit, str(error))
-        return False
-    reason = _what_is_wrong(model, edit, inputs, expected, reference)
-    if reason:
-        undo()
-        _refuse(context, edit, reason)
-        return False
-    context.sparse.update(getattr(edit, "sparse", ()))
-    return True
-
-
-def _refuse(context: Context, edit: Edit, reason: str) -> None:
-    path = edit.path if isinstance(edit, Swap) else edit.cuts[0].tensor if isinstance(edit, Keep) else "the model"
-    context.leave(path, f"undone: {reason}")
-
-
-def _what_is_wrong(model: nn.Module, edit: Edit, inputs: Inputs, expected: str, reference: list[Tensor] | None) -> str:
-    """Return why the model cannot stay like this, or an empty string."""
-    try:
-        output = _try_forward(model, inputs, "after the change")
-    except ModelError as error:
-        return str(error)
-    if isinstance(edit, Swap) and not _is_called(model, edit.path, inputs):
-        return f"its parent reads the weight of {edit.path} and never calls it, so a replacement would be bypassed"
-    if _shape_of(output) != expected:
-        return f"the output became {_shape_of(output)} where it was {expected}"
-    if reference is not None:
-        for before, after in zip(reference, tensors(output), strict=True):
-            gap = float((before - after).abs().max()) / max(1.0, float(before.abs().max()))
-            if not gap <= MASKED_TOLERANCE:
-                return f"the cut model differs by {gap:.1e} from the same model with the removed channels zeroed"
-    return ""
-
-
-def _is_called(model: nn.Module, path: str, inputs: Inputs) -> bool:
-    """Whether the module's forward runs; a forward of its own, since a hook switches off PyTorch's fused encoder layer."""
-    called: list[str] = []
-    hook = module_at(model, path).register_forward_hook(lambda *_: called.append(path))
-    try:
-        _try_forward(model, inputs, "with a hook")
-    finally:
-        hook.remove()
-    return bool(called)
-
-
-def _masked_output(model: nn.Module, edit: Keep, inputs: Inputs) -> list[Tensor] | None:
-    """What the model gives with the removed slices zeroed.
-
-    In place and undone, because `functional_call` corrupts a model that registers one module twice.
-    """
-    try:
-        undo = apply(model, Write(masked_state(model, edit)))
-    except (KeyError, IndexError, ModelError):
-        return None  # applying the edit says why
-    try:
-        return list(tensors(_try_forward(model, inputs, "with channels zeroed")))
-    finally:
-        undo()
-
-
-def _try_forward(model: nn.Module, inputs: Inputs, when: str) -> Any:
-    with evaluating(model):
-        try:
-            return forward(model, inputs)
-        except FeatherweightError:
-            raise
-        except Exception as error:  # whatever the user's forward raises
-            line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(
-                f"{type(model).__name__} does not run on its example {describe(inputs)} {when}: {line}"
-            ) from error
-
-
-def _shape_of(output: Any) -> str:
-    return describe(output) + " " + ", ".join(str(tensor.dtype) for tensor in tensors(output))

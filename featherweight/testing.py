@@ -19,8 +19,10 @@ from featherweight.artifact import compact
 from featherweight.data import Data, Task, as_call, describe, example_inputs, forward, tensors
 from featherweight.edits import Edit, Keep, Swap, from_json, named_tensors, replay, to_json
 from featherweight.layers import QuantizedLayer
-from featherweight.recipes import recipe_from_json
-from featherweight.technique import Context, Recipe, Technique, only, run
+from featherweight.recipe_files import recipe_from_json
+from featherweight.running import run
+from featherweight.scoping import only
+from featherweight.technique import Context, Recipe, Technique
 from featherweight.trace import trace
 
 _MILD = 0.1  # of the output's largest magnitude; 8-bit weights and activations stay well inside

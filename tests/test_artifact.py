@@ -14,7 +14,8 @@ from featherweight.data import Data, as_call
 from featherweight.edits import Cut, Keep, Swap, Write, named_tensors, replay
 from featherweight.errors import ArtifactError, DataError, ModelError
 from featherweight.portable import export_graph
-from featherweight.technique import Context, Recipe, run
+from featherweight.running import run
+from featherweight.technique import Context, Recipe
 from featherweight.techniques import FoldBatchNorm, LowRank, PruneChannels, PruneWeights, QuantizeWeights
 from featherweight.zoo import randomise, small_models
 

@@ -22,9 +22,9 @@ ORDER = tuple(
     re.findall(
         r"\w+",
         """
-    errors modes data scoring verdict budget layers coding costs edits trace labels graph technique techniques recipes
-    allocation supernet portable runtimes artifact arrays latency measurement inspection search report preflight pipeline
-    compare tasks zoo testing cli
+    errors modes data scoring verdict budget layers coding costs edits trace labels graph technique scoping running
+    techniques recipe_files allocation supernet portable runtimes artifact arrays latency measurement inspection search
+    report preflight pipeline compare tasks zoo testing cli
 """,
     )
 )

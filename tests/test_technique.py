@@ -11,7 +11,9 @@ from torch import nn
 from featherweight.data import Data
 from featherweight.edits import Cut, Keep, Swap, Write
 from featherweight.errors import ModelError, RecipeError
-from featherweight.technique import Context, Recipe, Technique, matches, name_of, only, run
+from featherweight.running import run
+from featherweight.scoping import only
+from featherweight.technique import Context, Recipe, Technique, matches, name_of
 from featherweight.techniques import Distill, LowRank, PruneWeights, QuantizeStatic, QuantizeWeights
 from featherweight.zoo import small_models
 

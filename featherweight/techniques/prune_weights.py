@@ -28,7 +28,7 @@ _LAYERS = (
     nn.MultiheadAttention,
 )
 _RAMP = 0.6  # share of training over which the ratio rises; the rest heals at the final ratio
-_INTERVAL = 0.005  # share of the rise after which the weights are ranked anew
+_INTERVAL = 0.01  # share of the rise after which the weights are ranked anew
 
 
 @final

@@ -47,6 +47,8 @@ def _largest(scores: Tensor, ratio: float) -> Tensor:
     """Keep the `(1 - ratio)` share of largest scores, at least one; ties by position, so that every run agrees."""
     flat = scores.flatten()
     kept = max(1, round(flat.numel() * (1 - ratio)))
-    mask = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
-    mask[flat.argsort(descending=True, stable=True)[:kept]] = True
+    threshold = flat.kthvalue(flat.numel() - kept + 1).values
+    mask = flat > threshold
+    tied = torch.nonzero(flat == threshold).flatten()
+    mask[tied[: kept - int(mask.sum())]] = True
     return mask.reshape(scores.shape)

@@ -10,8 +10,10 @@ from torch import nn
 from featherweight.data import Data
 from featherweight.edits import named_tensors
 from featherweight.errors import DataError, ModelError, RecipeError
+from featherweight.running import run
+from featherweight.scoping import only
 from featherweight.scoring import evaluate, lower
-from featherweight.technique import Context, Recipe, only, run
+from featherweight.technique import Context, Recipe
 from featherweight.techniques import Distill, PruneWeights, QuantizeStatic, QuantizeWeights
 from featherweight.techniques.train import imitation
 from featherweight.zoo import Plain, randomise, small_models

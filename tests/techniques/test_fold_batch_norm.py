@@ -4,7 +4,9 @@ import torch
 from torch import nn
 
 from featherweight.data import Data
-from featherweight.technique import Context, only, run
+from featherweight.running import run
+from featherweight.scoping import only
+from featherweight.technique import Context
 from featherweight.techniques import FoldBatchNorm
 from featherweight.zoo import randomise, small_models
 

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from featherweight.data import Data
-from featherweight.technique import Context, run
+from featherweight.running import run
+from featherweight.technique import Context
 from featherweight.techniques import LowRank
 
 

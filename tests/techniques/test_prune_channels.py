@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from featherweight.data import Data
-from featherweight.technique import Context, only, run
+from featherweight.running import run
+from featherweight.scoping import only
+from featherweight.technique import Context
 from featherweight.techniques import PruneChannels
 from featherweight.zoo import small_models
 

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from featherweight.data import Data, Task
+from featherweight.running import run
+from featherweight.scoping import only
 from featherweight.scoring import lower
-from featherweight.technique import Context, Recipe, only, run
+from featherweight.technique import Context, Recipe
 from featherweight.techniques import Distill, PruneWeights, QuantizeStatic, QuantizeWeights
 from featherweight.techniques.scores import lamp, masks_at
 from featherweight.zoo import small_models

@@ -7,8 +7,9 @@ from torch import nn
 from featherweight.data import Data
 from featherweight.layers import QuantizedLayer
 from featherweight.portable import assemble, export_graph
+from featherweight.running import run
 from featherweight.runtimes.onnxruntime import Session, audit
-from featherweight.technique import Context, Recipe, run
+from featherweight.technique import Context, Recipe
 from featherweight.techniques import FoldBatchNorm, QuantizeStatic
 from featherweight.techniques.observe import Observed, observe, unsigned_grid
 from featherweight.zoo import small_models

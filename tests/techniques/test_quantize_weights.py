@@ -7,7 +7,8 @@ from torch import nn
 from featherweight.data import Data
 from featherweight.layers import QuantizedConv, QuantizedLinear
 from featherweight.layers.quantized import fake_quantize, limit, round_mantissa
-from featherweight.technique import Context, run
+from featherweight.running import run
+from featherweight.technique import Context
 from featherweight.techniques import QuantizeWeights
 from featherweight.techniques.rounding import grid_scale, to_codes
 from featherweight.zoo import small_models

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featherweight.errors import RecipeError
-from featherweight.recipes import known_techniques, load_recipe, recipe_from_json, recipe_to_yaml
-from featherweight.technique import Only, Recipe
+from featherweight.recipe_files import known_techniques, load_recipe, recipe_from_json, recipe_to_yaml
+from featherweight.scoping import Only
+from featherweight.technique import Recipe
 from featherweight.techniques import TECHNIQUES
 
 

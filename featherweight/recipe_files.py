@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from featherweight.errors import RecipeError, closest
-from featherweight.technique import Only, Recipe, Technique, name_of
+from featherweight.scoping import Only
+from featherweight.technique import Recipe, Technique, name_of
 from featherweight.techniques import TECHNIQUES
 
 

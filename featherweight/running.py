@@ -1,0 +1,149 @@
+"""`run`: apply a technique to a private copy of a model; every edit is checked, or taken back and explained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from featherweight.data import Inputs, describe, example_inputs, forward, tensors
+from featherweight.edits import Edit, Keep, Swap, Write, apply, masked_state, module_at
+from featherweight.errors import FeatherweightError, ModelError, RecipeError
+from featherweight.modes import evaluating
+from featherweight.technique import Context, Technique
+
+MASKED_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `run` gives back; unpacks as `(model, edits)`."""
+
+    model: nn.Module
+    edits: list[Edit]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.edits))
+
+
+def run(technique: Technique, model: nn.Module, context: Context) -> Outcome:
+    """Apply a technique to a private copy of the model, checking the forward after each edit.
+
+    An edit after which the model no longer runs, gives another output structure, or (for a cut) differs from the model
+    with the removed slices zeroed, is undone; the technique is told, and `context.untouched` says why.
+
+    Args:
+        technique: a step or a recipe.
+        model: the user's model; it is not changed.
+        context: data, teacher, device, seed.
+
+    Raises:
+        RecipeError: the technique needs a loader that the data does not have, or matches nothing.
+        ModelError: the model does not run on `data.example`.
+    """
+    for split in sorted(technique.needs):
+        if getattr(context.data, split) is None:
+            raise RecipeError(f"{technique} needs Data({split}=...), which is missing")
+    copied = copy.deepcopy(model).to(context.device)
+    inputs = example_inputs(context.data, context.device)
+    expected = _shape_of(_try_forward(copied, inputs, "before any change"))
+    done: list[Edit] = []
+    generator = technique.edits(copied, context)
+    try:
+        edit = next(generator)
+        while True:
+            kept = _checked_apply(copied, edit, inputs, expected, context)
+            if kept:
+                done.append(edit)
+            edit = generator.send(kept)
+    except StopIteration:
+        pass
+    except FeatherweightError as error:
+        error.add_note(f"while applying {context.step or technique} to {type(model).__name__}")
+        raise
+    return Outcome(copied, done)
+
+
+def _checked_apply(model: nn.Module, edit: Edit, inputs: Inputs, expected: str, context: Context) -> bool:
+    reference = _masked_output(model, edit, inputs) if isinstance(edit, Keep) else None
+    try:
+        undo = apply(model, edit)
+    except ModelError as error:
+        _refuse(context, edit, str(error))
+        return False
+    reason = _what_is_wrong(model, edit, inputs, expected, reference)
+    if reason:
+        undo()
+        _refuse(context, edit, reason)
+        return False
+    context.sparse.update(getattr(edit, "sparse", ()))
+    return True
+
+
+def _refuse(context: Context, edit: Edit, reason: str) -> None:
+    path = edit.path if isinstance(edit, Swap) else edit.cuts[0].tensor if isinstance(edit, Keep) else "the model"
+    context.leave(path, f"undone: {reason}")
+
+
+def _what_is_wrong(model: nn.Module, edit: Edit, inputs: Inputs, expected: str, reference: list[Tensor] | None) -> str:
+    """Return why the model cannot stay like this, or an empty string."""
+    try:
+        output = _try_forward(model, inputs, "after the change")
+    except ModelError as error:
+        return str(error)
+    if isinstance(edit, Swap) and not _is_called(model, edit.path, inputs):
+        return f"its parent reads the weight of {edit.path} and never calls it, so a replacement would be bypassed"
+    if _shape_of(output) != expected:
+        return f"the output became {_shape_of(output)} where it was {expected}"
+    if reference is not None:
+        for before, after in zip(reference, tensors(output), strict=True):
+            gap = float((before - after).abs().max()) / max(1.0, float(before.abs().max()))
+            if not gap <= MASKED_TOLERANCE:
+                return f"the cut model differs by {gap:.1e} from the same model with the removed channels zeroed"
+    return ""
+
+
+def _is_called(model: nn.Module, path: str, inputs: Inputs) -> bool:
+    """Whether the module's forward runs; a forward of its own, since a hook switches off PyTorch's fused encoder layer."""
+    called: list[str] = []
+    hook = module_at(model, path).register_forward_hook(lambda *_: called.append(path))
+    try:
+        _try_forward(model, inputs, "with a hook")
+    finally:
+        hook.remove()
+    return bool(called)
+
+
+def _masked_output(model: nn.Module, edit: Keep, inputs: Inputs) -> list[Tensor] | None:
+    """What the model gives with the removed slices zeroed.
+
+    In place and undone, because `functional_call` corrupts a model that registers one module twice.
+    """
+    try:
+        undo = apply(model, Write(masked_state(model, edit)))
+    except (KeyError, IndexError, ModelError):
+        return None  # applying the edit says why
+    try:
+        return list(tensors(_try_forward(model, inputs, "with channels zeroed")))
+    finally:
+        undo()
+
+
+def _try_forward(model: nn.Module, inputs: Inputs, when: str) -> Any:
+    with evaluating(model):
+        try:
+            return forward(model, inputs)
+        except FeatherweightError:
+            raise
+        except Exception as error:  # whatever the user's forward raises
+            line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(
+                f"{type(model).__name__} does not run on its example {describe(inputs)} {when}: {line}"
+            ) from error
+
+
+def _shape_of(output: Any) -> str:
+    return describe(output) + " " + ", ".join(str(tensor.dtype) for tensor in tensors(output))
