@@ -7,7 +7,6 @@ one file. Nothing in the file is ever executed or unpickled, and every size is c
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.coding import decode_tensor, deflate, encode_tensor, inflate, pack, unpack
-from featherweight.edits import Cut, Edit, Keep, Swap, Write, from_json, named_tensors, replay, to_json
+from featherweight.edits import Cut, Edit, Keep, Swap, Write, from_json, named_tensors, private_copy, replay, to_json
 from featherweight.errors import ArtifactError, ModelError
 from featherweight.portable import Graph, assemble
 from featherweight.runtimes.onnxruntime import Session
@@ -133,7 +132,7 @@ class Artifact:
         Raises:
             ModelError: it is not the class this file was made from; the message names the first tensor that differs.
         """
-        copied = copy.deepcopy(model)
+        copied, _ = private_copy(model)
         with torch.device("meta"):  # sizes in a hostile file must not cost memory
             replay(copied, self.edits)
         tensors = named_tensors(copied)

@@ -7,12 +7,14 @@ load gives the compressed model.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from featherweight.errors import ArtifactError, ModelError, closest
 from featherweight.layers import QuantizedLayer, build
@@ -94,6 +96,30 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
     except AttributeError as error:
         paths = [name for name, _ in model.named_modules() if name]
         raise ModelError(f"{type(model).__name__} has no module at {path!r}.{closest(path, paths)}") from error
+
+
+def private_copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """Return a copy to edit, its parametrized weights (weight norm and the like) baked into plain ones, and their names.
+
+    Edits address tensors by name, and a weight that is computed anew at each forward would undo them.
+
+    Raises:
+        ModelError: PyTorch cannot copy the model.
+    """
+    try:
+        copied = copy.deepcopy(model)
+    except Exception as error:  # whatever a module's own __deepcopy__ raises
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]}): remove old-style weight norm, spectral "
+            "norm and pruning masks first (torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove)"
+        ) from error
+    baked: list[str] = []
+    for path, module in list(copied.named_modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+                baked.append(f"{path}.{name}".lstrip("."))
+    return copied, baked
 
 
 def apply(model: nn.Module, edit: Edit) -> Undo:

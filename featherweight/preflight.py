@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from featherweight.data import Data, batches, example_inputs, forward, select_output
+from featherweight.edits import private_copy
 from featherweight.errors import ArtifactError, DataError, FeatherweightError, ModelError, RecipeError
 from featherweight.modes import evaluating
 from featherweight.scoring import loss_function, score_function
@@ -21,10 +22,11 @@ def check(model: nn.Module, data: Data) -> None:
     """Refuse a model and data that do not fit each other, before any work starts.
 
     Raises:
-        ModelError: the forward fails on the example.
+        ModelError: the forward fails on the example, or the model cannot be copied.
         DataError: a loader is empty, has NaN, labels are out of range, or loss and score cannot take the output.
     """
     inputs = example_inputs(data)
+    private_copy(model)
     with evaluating(model):
         try:
             output = forward(model, inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from featherweight.data import Inputs, describe, example_inputs, forward, tensors
-from featherweight.edits import Edit, Keep, Swap, Write, apply, masked_state, module_at
+from featherweight.edits import Edit, Keep, Swap, Write, apply, masked_state, module_at, private_copy
 from featherweight.errors import FeatherweightError, ModelError, RecipeError
 from featherweight.modes import evaluating
 from featherweight.technique import Context, Technique
@@ -47,7 +46,10 @@ def run(technique: Technique, model: nn.Module, context: Context) -> Outcome:
     for split in sorted(technique.needs):
         if getattr(context.data, split) is None:
             raise RecipeError(f"{technique} needs Data({split}=...), which is missing")
-    copied = copy.deepcopy(model).to(context.device)
+    copied, baked = private_copy(model)
+    copied.to(context.device)
+    for name in baked:
+        context.leave(name, "computed from other tensors at each forward; baked into a plain weight first")
     inputs = example_inputs(context.data, context.device)
     expected = _shape_of(_try_forward(copied, inputs, "before any change"))
     done: list[Edit] = []

@@ -13,8 +13,8 @@ from featherweight.data import as_call, example_inputs
 from featherweight.errors import ModelError
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.observe import observe, unsigned_grid
-from featherweight.techniques.quantize_weights import QUANTIZABLE, quantized_swap
-from featherweight.techniques.targets import first_paths, untied
+from featherweight.techniques.swaps import quantizable, quantized_swap
+from featherweight.techniques.targets import first_paths
 from featherweight.trace import module_path, trace
 
 aten = torch.ops.aten
@@ -44,9 +44,7 @@ class QuantizeStatic(Technique):
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap for each layer, with its grids."""
-        layers = [
-            (path, layer) for path, layer in untied(model, context, *QUANTIZABLE) if self._fits(path, layer, context)
-        ]
+        layers = quantizable(model, context, self.weight_bits, per_channel=True)
         entered, left = observe(model, context, [path for path, _ in layers], self.batches)
         inner = _need_output_grid(model, context, {path for path, _ in layers})
         for path, layer in layers:
@@ -59,12 +57,6 @@ class QuantizeStatic(Technique):
             if path in inner:
                 grids |= zip(("output_scale", "output_zero"), unsigned_grid(left[path], self.range), strict=True)
             yield quantized_swap(path, layer, self.weight_bits, True, grids)
-
-    def _fits(self, path: str, layer: nn.Module, context: Context) -> bool:
-        if getattr(layer, "padding_mode", "zeros") != "zeros":
-            context.leave(path, f"padding mode {layer.padding_mode!r} is not quantized")
-            return False
-        return True
 
     def mildest(self) -> Technique:
         """Return the default, 8 bits."""
