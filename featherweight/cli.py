@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -40,20 +40,29 @@ AsJson = Annotated[
 FileName = Annotated[Path, typer.Argument(metavar="MODEL.fw", help="A compressed model.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw: one seed gives one file, byte for byte.")]
 _screen = Console(stderr=True)
+_UsageError: Any = typer.BadParameter.__base__  # the class itself lives in click or in typer, depending on the version
+_INTERRUPTED = 130  # what Typer makes of a KeyboardInterrupt
 
 
 def main() -> None:
     """Run the command line; every error of ours is one line on standard error and exit code 1."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        app(standalone_mode=True)
+        code = app(args=sys.argv[1:] or ["--help"], prog_name="featherweight", standalone_mode=False)
     except FeatherweightError as error:
-        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
-        _screen.print(f"error: {error}{notes}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        _screen.print("stopped; start again with --resume to continue", style="yellow")
-        sys.exit(1)
+        notes = "; ".join(getattr(error, "__notes__", ()))
+        _fail(f"{error} ({notes})" if notes else str(error))
+    except _UsageError as error:
+        _fail(f"{error.format_message()} See featherweight {' '.join(sys.argv[1:2])} --help")
+    if code == _INTERRUPTED:
+        _fail("stopped; start compress again with --resume to continue")
+    sys.exit(code or 0)
+
+
+def _fail(message: str) -> NoReturn:
+    """Say it in one line, and end with exit code 1: Typer's own 2 for a wrong option stands for a missed budget here."""
+    _screen.print(f"error: {' '.join(message.split())}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(1)
 
 
 @contextmanager
@@ -111,14 +120,20 @@ def compress(
 
     Example: featherweight compress digits --budget "size<=2%, drop<=1pt" --report report.html
     """
+    from featherweight.budget import Budget
     from featherweight.pipeline import compress as compress_model
+    from featherweight.preflight import find_device, writable
     from featherweight.recipe_files import load_recipe
     from featherweight.tasks import find_task
 
+    limits = Budget.parse(budget)  # first what is refused in a moment: a built-in task may train for minutes
     steps = load_recipe(recipe) if recipe is not None else None
+    find_device(device)
+    writable(out)
     if report is not None:
         from featherweight.report.html import check_available, write_html
 
+        writable(report, "report.html")
         check_available()
     with _showing(as_json) as progress:
         progress(f"loading {task}", 0.0)
@@ -126,7 +141,7 @@ def compress(
         artifact = compress_model(
             found.model,
             found.data,
-            budget,
+            limits,
             steps,
             trials=trials,
             seed=seed,
@@ -185,7 +200,7 @@ def measure(
     from featherweight.tasks import find_task
 
     if subject.endswith(".fw"):
-        facts = measure_file(Path(subject), find_task(task).data if task is not None else None)
+        facts = measure_file(Path(subject), find_task(task) if task is not None else None)
     else:
         found = find_task(subject)
         facts = measure_task(found.model, found.data)

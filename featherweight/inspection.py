@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from featherweight import measurement as measuring
 from featherweight.artifact import Artifact, load
-from featherweight.data import Data, complete
+from featherweight.data import Data, Task, complete
 from featherweight.edits import to_json
 from featherweight.errors import ExportError
 from featherweight.latency import interleaved, latencies, one_thread
 from featherweight.portable import assemble, export_graph
 from featherweight.runtimes.onnxruntime import audit
-from featherweight.scoring import Score, evaluate, evaluate_outputs
+from featherweight.scoring import evaluate
 
 
 def measure_task(model: nn.Module, data: Data) -> dict[str, Any]:
@@ -25,7 +24,7 @@ def measure_task(model: nn.Module, data: Data) -> dict[str, Any]:
 
     Args:
         model: not changed.
-        data: the score is left out when there is no loader to take it from.
+        data: with one loader at least; the score is taken from `test`, or from what is split off for it.
 
     Raises:
         DataError: the data cannot be used.
@@ -54,11 +53,12 @@ def measure_task(model: nn.Module, data: Data) -> dict[str, Any]:
     }
 
 
-def measure_file(path: Path, data: Data | None = None) -> dict[str, Any]:
-    """Return a file's bytes, its facts and its latency on one sample of noise; with `data`, its test score too.
+def measure_file(path: Path, task: Task | None = None) -> dict[str, Any]:
+    """Return a file's bytes, its facts and its latency on one sample of noise; with a task, its test score too.
 
     Raises:
         ArtifactError: the file is damaged or holds no graph.
+        DataError: the task's inputs do not fit the file.
     """
     artifact: Artifact = load(path)
     feeds = noise(artifact)
@@ -73,10 +73,8 @@ def measure_file(path: Path, data: Data | None = None) -> dict[str, Any]:
         "latency": {"onnxruntime": timed["onnxruntime"].to_dict()},
         "machine": measuring.machine(),
     }
-    if data is not None:
-        score: Score = evaluate_outputs(
-            lambda inputs: torch.from_numpy(artifact.run(inputs)[0]), complete(data)[0], "test"
-        )
+    if task is not None:
+        score = measuring.score_of(artifact.run, task.model, complete(task.data)[0])
         found |= {"score": score.value, "score_name": score.name}
     return found
 

@@ -8,7 +8,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from featherweight.artifact import Artifact
 from featherweight.costs import count_macs, original_bytes, parameters
-from featherweight.data import Data, Inputs, example_inputs, forward, tensors
+from featherweight.data import Data, Inputs, example_inputs, forward, rebuild, tensors
 from featherweight.errors import ExportError, ModelError
 from featherweight.latency import Latency
+from featherweight.modes import evaluating
 from featherweight.runtimes.onnxruntime import Session
-from featherweight.scoring import Score
+from featherweight.scoring import Score, evaluate_outputs
 
 _LEAST_SQNR = 25.0  # decibels; below it an exported model does not compute what the PyTorch model computes
 
@@ -118,6 +119,24 @@ def with_score(measurement: Measurement, score: Score) -> Measurement:
         "higher_is_better": score.higher_is_better,
     }
     return Measurement(**values)
+
+
+def score_of(call: Callable[[Inputs], Sequence[Any]], model: nn.Module, data: Data) -> Score:
+    """Return the test score of something that gives a flat list of arrays, such as `Artifact.run`.
+
+    Args:
+        call: inputs of one batch -> every tensor of the output, in order.
+        model: whose output has the structure that loss and score expect; run once on the example.
+        data: complete.
+
+    Raises:
+        DataError: as `evaluate_outputs`.
+    """
+    with evaluating(model):
+        template = forward(model, example_inputs(data))
+    return evaluate_outputs(
+        lambda batch: rebuild(template, [torch.as_tensor(value) for value in call(batch)]), data, "test"
+    )
 
 
 _PEAK_PROGRAM = """
@@ -243,9 +262,7 @@ def fresh_outputs(path: Path, inputs: list[Inputs], batch: int) -> list[np.ndarr
     """
     with tempfile.TemporaryDirectory() as folder:
         given, taken = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
-        columns = [[value.cpu().numpy() for value in tensors(item)] for item in inputs]
-        joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
-        np.savez(given, *joined)
+        np.savez(given, **_joined(inputs))  # type: ignore[arg-type]
         command = [
             sys.executable,
             "-m",
@@ -263,3 +280,16 @@ def fresh_outputs(path: Path, inputs: list[Inputs], batch: int) -> list[np.ndarr
         order = json.loads(done.stdout)["outputs"]
         with np.load(taken) as outputs:
             return [outputs[name] for name in order]
+
+
+def _joined(inputs: list[Inputs]) -> dict[str, np.ndarray[Any, Any]]:
+    """All batches joined along dimension 0: a flat dict by its names, whose order is free, anything else by numpy's."""
+    first = inputs[0]
+    if isinstance(first, Mapping) and all(isinstance(value, Tensor) for value in first.values()):
+        return {str(name): np.concatenate([_array(batch[name]) for batch in inputs]) for name in first}  # type: ignore[index, call-overload]
+    columns = zip(*([_array(value) for value in tensors(batch)] for batch in inputs), strict=True)
+    return {f"arr_{place}": np.concatenate(column) for place, column in enumerate(columns)}
+
+
+def _array(value: Tensor) -> np.ndarray[Any, Any]:
+    return value.detach().cpu().numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import math
 import shutil
 import tempfile
 import time
@@ -19,21 +20,21 @@ from featherweight import measurement as measuring
 from featherweight.artifact import Artifact, load, package
 from featherweight.budget import Budget
 from featherweight.costs import parameters
-from featherweight.data import Data, as_call, batches, complete, example_inputs, forward, rebuild
+from featherweight.data import Data, as_call, batches, complete
 from featherweight.edits import Edit, module_at
 from featherweight.errors import ArtifactError, BudgetError, RecipeError
 from featherweight.latency import LatencyTable, latencies
 from featherweight.layers import QuantizedLayer
 from featherweight.measurement import Measurement
-from featherweight.modes import evaluating
 from featherweight.portable import Graph, assemble, export_graph
 from featherweight.preflight import check, find_device, open_workspace, writable
 from featherweight.recipe_files import recipe_to_yaml
 from featherweight.report.facts import Report
 from featherweight.running import run
-from featherweight.scoring import Score, evaluate, evaluate_outputs
+from featherweight.scoring import Score, evaluate
 from featherweight.search import Strength, Trial, default_recipe, search
 from featherweight.technique import Context, Recipe, Technique, Untouched
+from featherweight.techniques import FoldBatchNorm
 
 Progress = Callable[[str, float], None]
 MARGIN = 2.0  # standard errors: the pick of several trials looks better on validation than it is
@@ -162,14 +163,12 @@ class _Job:
         progress("measuring the original", 0.0)
         before = measuring.structure(model, complete_data)
         original = export_graph(model, complete_data)
-        if teacher is None:
-            teacher = copy.deepcopy(model)
         job = cls(
             model=model,
             data=complete_data,
             notes=notes,
             budget=budget,
-            teacher=teacher.to(target).eval(),
+            teacher=copy.deepcopy(model if teacher is None else teacher).to(target).eval(),
             seed=seed,
             device=target,
             out=path,
@@ -195,11 +194,10 @@ class _Job:
         if limit is None:
             return
         allowed = limit.allowed(self.before.size_bytes)
-        empty = copy.deepcopy(self.model)
-        with torch.no_grad():
-            for tensor in empty.state_dict().values():
-                tensor.zero_()
-        floor = len(package(empty, [], {}, self.original).to_bytes())
+        floor = _floor(self.model, [], self.original)
+        if floor > allowed:  # a network full of norms may still fit once they are folded
+            folded, edits = run(FoldBatchNorm(), self.model, Context(data=self.data))
+            floor = min(floor, _floor(folded, edits, export_graph(folded, self.data)))
         if floor > allowed:
             raise BudgetError(
                 f"the budget {limit} is impossible: the graph and the manifest of this model alone take {floor:,} bytes; "
@@ -250,8 +248,9 @@ class _Job:
         drop, error = self.score.drop(score), self.score.drop_error(score)
         limits = {name: self.budget.limit(name) for name in ("size", "drop")}
         fits = limits["size"] is None or size <= limits["size"].allowed(self.before.size_bytes)
-        good = limits["drop"] is None or drop + MARGIN * error <= limits["drop"].allowed(self.score.value) + 1e-12
-        trial = Trial(strength, recipe, size, score, drop, error, fits and good, time.perf_counter() - begin)
+        margin = MARGIN * error if math.isfinite(error) else 0.0  # a score that is one number has no error to go by
+        good = limits["drop"] is None or drop + margin <= limits["drop"].allowed(self.score.value) + 1e-12
+        trial = Trial(strength, recipe, size, score, drop, error, fits, good, time.perf_counter() - begin)
         self.progress(f"trial {strength.factor:g}x: {size:,} bytes, drop {drop:.4f} on validation", 1.0)
         return trial
 
@@ -316,7 +315,7 @@ class _Job:
         inputs, _ = next(batches(self.data.validate, "validate"))
         agreed = measuring.agreement(result.model, draft, inputs)
         before_score = evaluate(self.model, self.data, "test")
-        after_score = self._score_of(lambda batch: draft.run(batch))
+        after_score = measuring.score_of(draft.run, self.model, self.data)
         artifact = package(result.model, result.edits, self._facts(result, before_score, after_score, agreed), graph)
         path = self.out if self.out is not None else self.workspace / "model.fw"
         size = artifact.save(path)
@@ -366,15 +365,6 @@ class _Job:
             after, latency={"onnxruntime": timed["artifact"]}, peak_bytes=measuring.peak_bytes(whole, self.data)
         )
 
-    def _score_of(self, call: Callable[[Any], Any]) -> Score:
-        """The test score of something that returns a flat list of arrays, put back into the shape of the model's output."""
-        example = example_inputs(self.data)
-        with evaluating(self.model):
-            template = forward(self.model, example)
-        return evaluate_outputs(
-            lambda batch: rebuild(template, [torch.as_tensor(value) for value in call(batch)]), self.data, "test"
-        )
-
     def _fresh_score(self, path: Path) -> Score:
         read = [inputs for inputs, _ in batches(self.data.test, "test")]
         sizes = [_samples(inputs) for inputs in read]
@@ -382,7 +372,7 @@ class _Job:
             torch.split(torch.from_numpy(value), sizes) for value in measuring.fresh_outputs(path, read, max(sizes))
         ]
         parts = iter(zip(*outputs, strict=True))
-        return self._score_of(lambda batch: next(parts))
+        return measuring.score_of(lambda batch: next(parts), self.model, self.data)
 
     def _facts(
         self, result: _Result, before: Score | None, after: Score | None, agreed: measuring.Agreement | None
@@ -411,6 +401,15 @@ class _Job:
             self.temporary.cleanup()
         else:
             shutil.rmtree(self.workspace, ignore_errors=True)
+
+
+def _floor(model: nn.Module, edits: list[Edit], graph: Graph) -> int:
+    """Bytes of the file when every weight is zero."""
+    empty = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in empty.state_dict().values():
+            tensor.zero_()
+    return len(package(empty, edits, {}, graph).to_bytes())
 
 
 def _epochs(data: Data, macs: int) -> int:

@@ -73,8 +73,12 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def writable(out: str | Path | None) -> Path | None:
+def writable(out: str | Path | None, example: str = "model.fw") -> Path | None:
     """Return the output path, refused before hours of work when it cannot be written; None stays None.
+
+    Args:
+        out: the path of a file, new or to be replaced.
+        example: a file name to suggest when it is a folder.
 
     Raises:
         ArtifactError: it is a folder, or its folder is missing or read-only.
@@ -83,7 +87,7 @@ def writable(out: str | Path | None) -> Path | None:
         return None
     path = Path(out)
     if path.is_dir():
-        raise ArtifactError(f"{path} is a folder: give the name of a file, such as {path / 'model.fw'}")
+        raise ArtifactError(f"{path} is a folder: give the name of a file, such as {path / example}")
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent):
             pass

@@ -28,6 +28,8 @@ _CUTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _SURVIVOR_BITS = {8: 7.0, 6: 5.2, 4: 2.8}  # entropy of a non-zero code, about
 _GROW = 2.0
 _CLOSE = 1.08  # stop when the factors that hold and fail are this near
+_TIGHTEN = 1.03
+_MILDEST = 4.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class Trial:
         size_bytes: of its file.
         score: on validation data.
         drop: against the original, and one standard error of it.
-        holds: whether every limit is met, the drop with the margin of one standard error.
+        fits: whether the size limit is met.
+        good: whether the drop limit is met, with the margin for its uncertainty.
         seconds: it took.
     """
 
@@ -111,8 +114,14 @@ class Trial:
     score: Score
     drop: float
     drop_error: float
-    holds: bool
+    fits: bool
+    good: bool
     seconds: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether both limits are met."""
+        return self.fits and self.good
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-able form."""
@@ -150,13 +159,14 @@ def search(
     static = budget.limit("latency") is not None
     cut = _smallest_cut(budget, original, cheap, epochs, static)
     size, drop = budget.limit("size"), budget.limit("drop")
-    start = Strength(cut, 4.0, epochs, static)
+    start = Strength(cut, _MILDEST, epochs, static)
     if size is not None:
         start = _smallest_factor(start, size.allowed(original["size"]), cheap)
     elif drop is not None and not static:
         start = Strength(cut, 8.0, epochs, static)
     made: list[Trial] = []
-    for strength in _strengths(start, made, drop is not None, size is not None):
+    allowed = size.allowed(original["size"]) if size is not None else math.inf
+    for strength in _strengths(start, made, drop is not None, allowed):
         made.append(full(strength))
         if len(made) >= trials:
             break
@@ -164,35 +174,46 @@ def search(
 
 
 def _merit(trial: Trial, smaller: bool) -> tuple[float, ...]:
-    sign = 1.0 if trial.score.higher_is_better else -1.0
-    if trial.holds and smaller:
-        return (1.0, -float(trial.size_bytes))
-    return (float(trial.holds), sign * trial.score.value, -float(trial.size_bytes))
+    """What orders trials, the best last: those that hold, then those small enough by score, then the rest by size."""
+    score = trial.score.value if trial.score.higher_is_better else -trial.score.value
+    if trial.holds:
+        return (2.0, -float(trial.size_bytes), score) if smaller else (2.0, score, -float(trial.size_bytes))
+    return (1.0, score) if trial.fits else (0.0, -float(trial.size_bytes))
 
 
-def _strengths(start: Strength, made: list[Trial], limits_drop: bool, limits_size: bool) -> Iterator[Strength]:
-    """Yield the first strength, then stronger ones while they hold, then between the last that held and the first that failed."""
+def _strengths(start: Strength, made: list[Trial], limits_drop: bool, allowed: float) -> Iterator[Strength]:
+    """Yield the strength to try next, judging by the last trial in `made`.
 
-    def at(factor: float, epochs: int = start.epochs) -> Strength:
-        return Strength(start.cut, round(factor, 2), epochs, start.static)
-
-    yield start
-    if not limits_drop:
-        return
-    held, failed = start.factor, math.inf
-    if not made[-1].holds:
-        failed = start.factor
-        yield at(start.factor, start.epochs * 2)
-        if not made[-1].holds and limits_size:
-            return
-        held = start.factor if made[-1].holds else 4.0
-    while failed / held > _CLOSE:
-        factor = held * _GROW if math.isinf(failed) else math.sqrt(held * failed)
-        yield at(factor)
-        if made[-1].holds:
+    A file that is too large is tightened by what it was over. One that holds is made smaller, if the drop has a limit, until
+    one fails; then the search goes between the two. One that is small enough and too inaccurate trains twice as long once,
+    and then, where the size leaves room, gets milder.
+    """
+    factor, epochs = start.factor, start.epochs
+    held, failed = 0.0, math.inf
+    while True:
+        yield Strength(start.cut, round(factor, 2), epochs, start.static)
+        last = made[-1]
+        if not last.fits:
+            factor *= max(_TIGHTEN, _TIGHTEN * last.size_bytes / allowed)
+            if factor >= failed:
+                return
+        elif last.good:
             held = factor
+            if not limits_drop or failed / held < _CLOSE:
+                return
+            factor = held * _GROW if math.isinf(failed) else math.sqrt(held * failed)
         else:
-            failed = factor
+            failed = min(failed, factor)
+            if held:
+                if failed / held < _CLOSE:
+                    return
+                factor = math.sqrt(held * failed)
+            elif epochs == start.epochs:
+                epochs *= 2
+            elif math.isinf(allowed) and factor > _MILDEST:
+                factor = max(_MILDEST, factor / _GROW)
+            else:
+                return
 
 
 def _smallest_cut(budget: Budget, original: dict[str, float], cheap: Cheap, epochs: int, static: bool) -> float:

@@ -1,0 +1,98 @@
+"""Timing: in turn, on one thread, and from a table; no test asserts a time."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from featherweight.data import Data
+from featherweight.errors import ArtifactError
+from featherweight.latency import Latency, LatencyTable, interleaved, latencies, one_thread
+from featherweight.portable import assemble, export_graph
+
+
+@pytest.fixture(scope="module")
+def linear():
+    data, model = Data(example=torch.ones(1, 3)), nn.Linear(3, 2).eval()
+    graph = export_graph(model, data)
+    return model, graph.skeleton, assemble(graph, model.state_dict()), data
+
+
+def test_calls_alternate():
+    order = []
+    timed = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0.0, least=7)
+    assert "".join(order[-14:]) == "ab" * 7
+    assert {name: item.runs for name, item in timed.items()} == {"a": 7, "b": 7}
+    assert all(0 <= item.low <= item.median <= item.high for item in timed.values())
+
+
+def test_rounds_are_limited():
+    assert interleaved({"a": lambda: None}, seconds=60.0, least=3, most=5)["a"].runs == 5
+
+
+def test_one_thread_is_put_back_after_an_error():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="inside"), one_thread():
+            assert torch.get_num_threads() == 1
+            raise ValueError("inside")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_modules_and_serialized_models_are_timed_side_by_side(linear):
+    model, _, whole, data = linear
+    model.train()
+    timed = latencies({"pytorch": model, "onnxruntime": whole}, data)
+    assert set(timed) == {"pytorch", "onnxruntime"}
+    assert all(isinstance(item, Latency) for item in timed.values())
+    assert model.training
+    model.eval()
+
+
+def test_a_table_is_measured_once_then_read(linear, tmp_path, monkeypatch):
+    _, skeleton, whole, data = linear
+    table = LatencyTable(tmp_path / "new" / "latency.json")
+    first = table.candidate(skeleton, whole, whole, data)
+    monkeypatch.setattr("featherweight.latency.latencies", lambda *given, **named: pytest.fail("measured again"))
+    assert table.candidate(skeleton, whole, whole, data) == first
+    again = LatencyTable(tmp_path / "new" / "latency.json")
+    assert again.seconds == table.seconds
+    assert again.digest() == table.digest()
+    assert again.candidate(skeleton, whole, whole, data) == first
+    assert again.original(whole, data) == table.seconds["original"]
+
+
+def test_a_table_says_what_it_is_told(linear, tmp_path):
+    _, skeleton, whole, data = linear
+    path = tmp_path / "latency.json"
+    path.write_text(json.dumps({"original": 3.0, hashlib.sha256(skeleton).hexdigest()[:32]: 2.0}))
+    table = LatencyTable(path)
+    assert (table.original(whole, data), table.candidate(skeleton, whole, whole, data)) == (3.0, 2.0)
+
+
+def test_the_digest_follows_the_seconds_and_not_their_order(tmp_path):
+    one, other, third = (tmp_path / name for name in "abc")
+    one.write_text('{"x": 1.0, "y": 2.0}')
+    other.write_text('{"y": 2.0, "x": 1.0}')
+    third.write_text('{"x": 1.0, "y": 2.5}')
+    assert LatencyTable(one).digest() == LatencyTable(other).digest() != LatencyTable(third).digest()
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"a": "b"}', '{"a": null}', "\x80"])
+def test_a_foreign_table_is_refused(tmp_path, text):
+    path = tmp_path / "latency.json"
+    path.write_bytes(text.encode("latin1"))
+    with pytest.raises(ArtifactError, match=r"latency\.json is no latency table"):
+        LatencyTable(path)
+
+
+def test_without_a_path_the_table_stays_in_memory(linear):
+    _, skeleton, whole, data = linear
+    table = LatencyTable(None)
+    table.candidate(skeleton, whole, whole, data)
+    assert len(table.seconds) == 2

@@ -1,0 +1,345 @@
+"""`compress`, from a trained model and a budget to one file, on a perceptron of a thousand weights."""
+
+import copy
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from featherweight import pipeline
+from featherweight.artifact import load
+from featherweight.data import Data, forward
+from featherweight.errors import BudgetError, RecipeError
+from featherweight.pipeline import compress
+from featherweight.portable import export_graph
+from featherweight.recipe_files import recipe_from_json
+from featherweight.scoping import only
+from featherweight.scoring import evaluate
+from featherweight.techniques import Distill, FoldBatchNorm, PruneWeights, QuantizeWeights
+
+
+@pytest.fixture(autouse=True)
+def few_epochs(monkeypatch):
+    monkeypatch.setattr(pipeline, "_MOST_EPOCHS", 6)
+
+
+RECIPE = PruneWeights(ratio=0.5) + QuantizeWeights(bits=8) + Distill(epochs=1)
+
+
+@pytest.fixture(scope="module")
+def default(clusters, tmp_path_factory):
+    """The default recipe by a short search."""
+    path = tmp_path_factory.mktemp("default") / "model.fw"
+    said = []
+    budget = "size<=40%, drop<=3pt"
+    artifact = compress(
+        clusters.model, clusters.data, budget, trials=2, out=path, progress=lambda *told: said.append(told)
+    )
+    return artifact, path, said
+
+
+@pytest.fixture(scope="module")
+def explicit(clusters, tmp_path_factory):
+    """A recipe of three steps, one of them training, on a model in an unusual state."""
+    model = copy.deepcopy(clusters.model).train()
+    model.inner[1].eval()
+    model.head.bias.requires_grad_(False)
+    model.inner[0].weight.grad = torch.ones_like(model.inner[0].weight)
+    model.head.register_forward_hook(lambda *given: None)
+    before = copy.deepcopy(model)
+    before.inner[0].weight.grad = model.inner[0].weight.grad.clone()  # a copy leaves it behind
+    path = tmp_path_factory.mktemp("explicit") / "model.fw"
+    return compress(model, clusters.data, "size<=50%, drop<=5pt", RECIPE, out=path, seed=3), path, model, before
+
+
+def test_the_default_recipe_keeps_a_budget(default, clusters):
+    artifact, path, said = default
+    made = artifact.report
+    assert made.verdict["met"]
+    assert artifact.path == path
+    assert path.stat().st_size <= 0.4 * made.before["size_bytes"]
+    assert made.before["score"] - made.after["score"] <= 0.03 + 1e-9
+    assert made.before["score"] == evaluate(clusters.model, clusters.data, "test").value > 0.8
+    assert 1 <= len(made.trials) <= 2
+    assert all(set(trial) == {"recipe", "size_bytes", "score", "drop", "met", "seconds"} for trial in made.trials)
+    assert all(0.0 <= share <= 1.0 for _, share in said)
+    assert any("epoch" in message for message, _ in said)
+
+
+def test_the_recipe_in_the_report_is_the_one_that_was_run(default):
+    made = default[0].report
+    recipe = recipe_from_json(yaml.safe_load(made.recipe))
+    assert recipe.to_json() == default[0].facts["recipe"]
+    assert [row["step"] for row in made.steps] == ["original", *map(str, recipe.steps)]
+
+
+def test_nothing_is_left_beside_the_file(default):
+    assert [item.name for item in default[1].parent.iterdir()] == ["model.fw"]
+
+
+def test_the_users_model_is_untouched(explicit):
+    _, _, model, before = explicit
+    assert [module.training for module in model.modules()] == [module.training for module in before.modules()]
+    for (name, now), (_, then) in zip(model.named_parameters(), before.named_parameters(), strict=True):
+        assert torch.equal(now, then), name
+        assert now.requires_grad == then.requires_grad, name
+        assert (now.grad is None and then.grad is None) or torch.equal(now.grad, then.grad), name
+    assert set(model.state_dict()) == set(before.state_dict())
+    assert [len(module._forward_hooks) for module in model.modules()] == [
+        len(module._forward_hooks) for module in before.modules()
+    ]
+    assert [vars(module).keys() for module in model.modules()] == [vars(module).keys() for module in before.modules()]
+
+
+def test_the_facts_of_a_report_agree_with_each_other(explicit, clusters):
+    artifact, path, _, _ = explicit
+    made, size = artifact.report, os.path.getsize(path)
+    before, after = made.before, made.after
+    assert after["size_bytes"] == size == sum(made.parts.values())
+    assert sum(row["bytes"] for row in made.layers) + sum(
+        made.parts[name] for name in ("manifest", "graph", "container")
+    ) == pytest.approx(size)
+    assert [row["step"] for row in made.steps] == ["original", *map(str, RECIPE.steps)]
+    assert made.steps[0]["score"] == evaluate(clusters.model, clusters.data, "validate").value
+    rows = {row["metric"]: row for row in made.verdict["rows"]}
+    assert rows["size"]["after"] == size
+    assert rows["size"]["allowed"] == before["size_bytes"] / 2
+    assert rows["drop"]["after"] == pytest.approx(before["score"] - after["score"])
+    assert made.verdict["met"] == all(row["met"] for row in rows.values())
+    assert artifact.facts["score_after"] == after["score"]
+    assert artifact.facts["score_before"] == before["score"]
+    assert (artifact.facts["parameters"], artifact.facts["nonzero"]) == (after["params"], after["nonzero"])
+    assert after["nonzero"] < 0.6 * before["params"]
+    assert before["latency"].keys() == {"pytorch", "onnxruntime"}
+    assert after["latency"].keys() == {"onnxruntime"}
+    assert before["peak_bytes"] > 0
+    assert made.agreement["sqnr_db"] > 25
+    assert made.seed == 3
+    assert made.seconds > 0
+    assert any("calibrate" in note for note in made.notes)
+    json.dumps(made.to_dict(), allow_nan=False)
+
+
+def test_the_file_scores_what_the_report_says(explicit, clusters):
+    artifact, path, model, _ = explicit
+    inputs = torch.cat([values for values, _ in clusters.data.test])
+    labels = torch.cat([labels for _, labels in clusters.data.test])
+    right = load(path).run(inputs)[0].argmax(1) == labels.numpy()
+    assert float(np.mean(right)) == pytest.approx(artifact.report.after["score"])
+    module = load(path, into=model)
+    assert float((module.eval()(inputs).argmax(1) == labels).float().mean()) == pytest.approx(
+        artifact.report.after["score"], abs=0.01
+    )
+
+
+def test_one_seed_gives_one_file_and_another_seed_another(explicit, clusters, tmp_path):
+    _, path, _, _ = explicit
+    for seed, name in ((3, "same"), (4, "other")):
+        compress(clusters.model, clusters.data, "size<=50%, drop<=5pt", RECIPE, out=tmp_path / name, seed=seed)
+    assert (tmp_path / "same").read_bytes() == path.read_bytes()
+    assert (tmp_path / "other").read_bytes() != path.read_bytes()
+
+
+def test_the_caller_keeps_the_random_state(clusters):
+    torch.manual_seed(5)
+    wanted = torch.rand(1)
+    torch.manual_seed(5)
+    with pytest.raises(RecipeError):
+        compress(clusters.model, clusters.data, "size<=90%", Distill(epochs=1) + FoldBatchNorm())
+    assert torch.equal(torch.rand(1), wanted)
+
+
+def test_a_missed_budget_says_by_how_much_and_strict_raises_it(clusters, tmp_path):
+    path = tmp_path / "model.fw"
+    with pytest.raises(BudgetError, match=r"missed.*size .* B > .* allowed") as caught:
+        compress(clusters.model, clusters.data, "size<=1500B", QuantizeWeights(bits=8), out=path, strict=True)
+    artifact = caught.value.artifact
+    assert artifact.report.verdict["met"] is False
+    assert artifact.report.verdict["rows"][0]["gap"] > 0
+    assert path.stat().st_size == artifact.report.after["size_bytes"] > 1500
+    assert artifact.run(torch.zeros(3, 10))[0].shape == (3, 4)
+
+
+def test_missing_loaders_are_split_off_and_said(clusters):
+    data = Data(example=clusters.data.example, train=clusters.data.train)
+    artifact = compress(clusters.model, data, "size<=90%", QuantizeWeights(bits=8))
+    notes = " ".join(artifact.report.notes)
+    assert "validate" in notes
+    assert "test" in notes
+    assert "calibrate" in notes
+    assert artifact.path is None
+    assert artifact.report.after["score"] > 0.8
+
+
+def test_training_data_without_labels_follows_the_teacher(clusters):
+    data = replace(clusters.data, train=[values for values, _ in clusters.data.train])
+    artifact = compress(clusters.model, data, "size<=90%", QuantizeWeights(bits=3) + Distill(epochs=2))
+    assert artifact.report.after["score"] >= artifact.report.steps[1]["score"] - 0.1
+    assert artifact.report.verdict["met"]
+
+
+class Pair(nn.Module):
+    """Takes two named inputs, gives logits and a side output."""
+
+    def __init__(self):
+        super().__init__()
+        self.near, self.far, self.head = nn.Linear(6, 16), nn.Linear(4, 16), nn.Linear(16, 4)
+
+    def forward(self, near, far):
+        hidden = torch.relu(self.near(near) + self.far(far))
+        return self.head(hidden), hidden
+
+
+def test_dict_inputs_and_a_tuple_of_outputs(clusters, tmp_path):
+    def named(split):
+        return [({"far": values[:, 6:], "near": values[:, :6]}, labels) for values, labels in split]
+
+    torch.manual_seed(0)
+    model, given = Pair().eval(), clusters.data
+    data = Data(
+        example={"near": torch.zeros(1, 6), "far": torch.zeros(1, 4)},
+        train=named(given.train),
+        validate=named(given.validate),
+        test=named(given.test),
+        output=0,
+    )
+    artifact = compress(model, data, "size<=90%", PruneWeights(ratio=0.25) + QuantizeWeights(bits=8))
+    assert artifact.report.verdict["met"]
+    assert set(artifact.session().inputs) == {"near", "far"}
+    batch, _ = data.test[0]
+    module = artifact.into(model)
+    with torch.no_grad():
+        wanted = forward(module, batch)
+    for expected, found in zip(wanted, artifact.run(batch), strict=True):
+        assert torch.allclose(expected, torch.from_numpy(found), atol=1e-4)
+
+
+def test_a_regression_where_less_is_better(clusters):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 1)).eval()
+
+    def labelled(split):
+        return [(values, values.sum(1)) for values, _ in split]
+
+    given = clusters.data
+    data = Data(
+        example=given.example,
+        train=labelled(given.train),
+        validate=labelled(given.validate),
+        test=labelled(given.test),
+        loss="mse",
+        score="mse",
+    )
+    artifact = compress(model, data, "size<=80%, drop<=0.5%", QuantizeWeights(bits=8) + Distill(epochs=2))
+    made = artifact.report
+    assert made.before["higher_is_better"] is False
+    assert made.after["score"] < made.before["score"]  # an untrained model gets better by training
+    assert {row["metric"]: row["met"] for row in made.verdict["rows"]}["drop"]
+
+
+def test_a_score_that_is_one_number_a_loader_can_be_searched_over(clusters):
+    def mean_accuracy(output, target):
+        return (output.argmax(1) == target).float().mean()
+
+    whole = [tuple(map(torch.cat, zip(*clusters.data.validate, strict=True)))]
+    data = replace(clusters.data, validate=whole, score=mean_accuracy)
+    artifact = compress(clusters.model, data, "size<=60%, drop<=10pt", trials=1)
+    assert artifact.report.trials[0]["met"]
+
+
+class ChosenStrength(Exception):
+    """Carries what the first trial would have trained."""
+
+
+@pytest.fixture
+def first_strength(clusters, monkeypatch):
+    """The first strength that a search would train for a budget."""
+
+    def stop(job, strength):
+        raise ChosenStrength(strength)
+
+    monkeypatch.setattr(pipeline._Job, "_full", stop)
+
+    def chosen(budget, **options):
+        with pytest.raises(ChosenStrength) as caught:
+            compress(clusters.model, clusters.data, budget, **options)
+        return caught.value.args[0]
+
+    return chosen
+
+
+@pytest.mark.parametrize("limit", ["macs<=50%", "params<=50%", "memory<=100GB"])
+def test_limits_steer_the_cut(first_strength, limit):
+    assert first_strength(f"{limit}, drop<=5pt").cut == (0.0 if "memory" in limit else 0.4)
+
+
+def test_a_latency_budget_reads_the_table_it_is_given(first_strength, tmp_path):
+    table = tmp_path / "latency.json"
+    for seconds, cut in ((1e-9, 0.0), (1e9, 0.9)):
+        table.write_text(json.dumps({"original": seconds}))
+        strength = first_strength("latency<=1s, drop<=5pt", latency_table=table)
+        assert strength.cut == cut
+        assert strength.static
+        stored = json.loads(table.read_text())
+        assert stored["original"] == seconds
+        assert len(stored) > 1  # candidates were added
+
+
+def test_the_table_is_in_the_facts_of_a_file_chosen_by_it(clusters, tmp_path):
+    table = tmp_path / "latency.json"
+    table.write_text('{"original": 1.0}')
+    for name in ("one", "two"):
+        compress(
+            clusters.model,
+            clusters.data,
+            "latency<=100x",
+            trials=1,
+            latency_table=table,
+            out=tmp_path / name,
+        )
+    assert len(load(tmp_path / "one").facts["latency_table"]) == 16
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (FoldBatchNorm(), ["fold_batch_norm() found nothing to do", "Linear, ReLU"]),
+        (QuantizeWeights(bits=8) + only("head", QuantizeWeights(bits=4)), ["found nothing to do"]),
+    ],
+)
+def test_a_step_with_nothing_to_do_says_what_it_found_instead(clusters, recipe, words):
+    with pytest.raises(RecipeError) as caught:
+        compress(clusters.model, clusters.data, "size<=90%", recipe)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_another_teacher_is_followed_and_untouched(clusters):
+    teacher = copy.deepcopy(clusters.model).train()
+    before = copy.deepcopy(teacher.state_dict())
+    compress(clusters.model, clusters.data, "size<=90%", Distill(epochs=1), teacher=teacher)
+    assert teacher.training
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_an_impossible_budget_is_refused_at_once_with_what_is_possible(clusters):
+    with pytest.raises(BudgetError, match=r"size<=10B is impossible.*ask for at least size<=\d+KB"):
+        compress(clusters.model, clusters.data, "size<=10B, drop<=1pt")
+
+
+def test_what_folding_makes_possible_is_not_refused():
+    torch.manual_seed(0)
+    layers = [layer for _ in range(12) for layer in (nn.Linear(4, 4), nn.BatchNorm1d(4))]
+    model = nn.Sequential(*layers).eval()
+    batches = [(torch.randn(8, 4), torch.randint(0, 4, (8,))) for _ in range(3)]
+    data = Data(example=torch.ones(1, 4), train=batches, validate=batches, test=batches)
+    recipe = FoldBatchNorm() + PruneWeights(ratio=0.99) + QuantizeWeights(bits=2)
+    size = compress(model, data, "size<=100%", recipe).report.after["size_bytes"]
+    assert size < pipeline._floor(model, [], export_graph(model, data))
+    assert compress(model, data, f"size<={size}B", recipe).report.verdict["met"]
