@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 
 from featherweight.errors import DataError
 
@@ -243,6 +243,25 @@ def complete(data: Data) -> tuple[Data, tuple[str, ...]]:
     return replace(data, **given), tuple(notes)
 
 
+def _part(loader: DataLoader[Any], samples: Subset[Any], trains: bool) -> DataLoader[Any]:
+    """A loader over some of the samples that batches, collates and (for training) shuffles like the one it is part of."""
+    order: Any = loader.sampler
+    options: dict[str, Any] = {"collate_fn": loader.collate_fn, "num_workers": loader.num_workers}
+    if loader.batch_size is None and isinstance(order, BatchSampler):  # whole batches are fetched by a list of indices
+        shuffle = trains and isinstance(order.sampler, RandomSampler)
+        inner = RandomSampler(samples) if shuffle else SequentialSampler(samples)
+        return DataLoader(
+            samples, batch_size=None, sampler=BatchSampler(inner, order.batch_size, drop_last=False), **options
+        )
+    if loader.batch_size is None:
+        raise DataError(
+            "Data.train makes its batches in a way that cannot be split: give Data(validate=..., test=...) too"
+        )
+    return DataLoader(
+        samples, batch_size=loader.batch_size, shuffle=trains and isinstance(order, RandomSampler), **options
+    )
+
+
 def _hold_out(loader: Loader, parts: int) -> tuple[Loader, list[Loader]]:
     """Split `parts` tenths off a loader whose samples can be addressed; a fixed seed, so that every run agrees."""
     if isinstance(loader, DataLoader) and hasattr(loader.dataset, "__getitem__") and hasattr(loader.dataset, "__len__"):
@@ -252,17 +271,7 @@ def _hold_out(loader: Loader, parts: int) -> tuple[Loader, list[Loader]]:
         chunks = [sorted(order[i * tenth : (i + 1) * tenth]) for i in range(parts)] + [sorted(order[parts * tenth :])]
         if not chunks[-1]:
             raise DataError(f"Data.train has {count} samples, too few to split: give validate and test loaders")
-        shuffle = isinstance(loader.sampler, RandomSampler)
-        made = [
-            DataLoader(
-                Subset(loader.dataset, chunk),
-                batch_size=loader.batch_size,
-                shuffle=shuffle and chunk is chunks[-1],
-                collate_fn=loader.collate_fn,
-                num_workers=loader.num_workers,
-            )
-            for chunk in chunks
-        ]
+        made = [_part(loader, Subset(loader.dataset, chunk), chunk is chunks[-1]) for chunk in chunks]
         return made[-1], list(made[:-1])
     if isinstance(loader, Sequence):
         tenth = max(1, len(loader) // 10)

@@ -103,10 +103,11 @@ def compress(
 
 @dataclass
 class _Result:
-    """A recipe carried out: the model, the edits, what was left alone, and one row a step."""
+    """A recipe carried out: the model, its graph, the edits, what was left alone, and one row a step."""
 
     recipe: Recipe
     model: nn.Module
+    graph: Graph
     edits: list[Edit]
     untouched: list[Untouched]
     steps: list[dict[str, Any]]
@@ -226,14 +227,12 @@ class _Job:
     def _cheap(self, strength: Strength) -> dict[str, float]:
         self.progress(f"estimating {strength.factor:g}x, {strength.cut:.0%} of the channels cut", 0.0)
         result = self.execute(default_recipe(strength, trains=False), by_user=False, measure=False)
-        graph = export_graph(result.model, self.data)
         facts = measuring.structure(result.model, self.data)
-        size = len(package(result.model, result.edits, self._facts(result, None, None, None), graph).to_bytes())
-        costs = {"size": float(size), "params": float(facts.params), "macs": float(facts.macs or 0)}
-        whole = assemble(graph, result.model.state_dict())
+        costs = {"size": float(self._size(result)), "params": float(facts.params), "macs": float(facts.macs or 0)}
+        whole = assemble(result.graph, result.model.state_dict())
         if self.budget.limit("latency") is not None:
             original = assemble(self.original, self.model.state_dict())
-            costs["latency"] = self.table.candidate(graph.skeleton, whole, original, self.data)
+            costs["latency"] = self.table.candidate(result.graph.skeleton, whole, original, self.data)
         if self.budget.limit("memory") is not None:
             costs["memory"] = float(measuring.peak_bytes(whole, self.data))
         return costs
@@ -242,8 +241,7 @@ class _Job:
         begin = time.perf_counter()
         recipe = default_recipe(strength)
         result = self.execute(recipe, by_user=False, measure=False)
-        graph = export_graph(result.model, self.data)
-        size = len(package(result.model, result.edits, self._facts(result, None, None, None), graph).to_bytes())
+        size = self._size(result)
         score = evaluate(result.model, self.data, "validate", self.device)
         drop, error = self.score.drop(score), self.score.drop_error(score)
         limits = {name: self.budget.limit(name) for name in ("size", "drop")}
@@ -253,6 +251,10 @@ class _Job:
         trial = Trial(strength, recipe, size, score, drop, error, fits, good, time.perf_counter() - begin)
         self.progress(f"trial {strength.factor:g}x: {size:,} bytes, drop {drop:.4f} on validation", 1.0)
         return trial
+
+    def _size(self, result: _Result) -> int:
+        """Bytes of the file, but for the scores in its facts."""
+        return len(package(result.model, result.edits, self._facts(result, None, None, None), result.graph).to_bytes())
 
     def execute(self, recipe: Recipe, by_user: bool, measure: bool = True) -> _Result:
         """Carry out a recipe step by step on a private copy, from checkpoints where there are any.
@@ -270,7 +272,8 @@ class _Job:
         )
         model: nn.Module = copy.deepcopy(self.model)
         edits: list[Edit] = []
-        rows = [self._row("original", model, edits, 0.0, "")] if measure else []
+        graph = self.original
+        rows = [self._row("original", model, graph, edits, 0.0, "")] if measure else []
         for position, step in enumerate(recipe.steps):
             begin = time.perf_counter()
             known = len(context.untouched)
@@ -281,18 +284,23 @@ class _Job:
             if by_user and not done:
                 raise RecipeError(f"{step} found nothing to do: {_instead(model, context.untouched[known:])}")
             if measure:
-                rows.append(self._row(str(step), model, edits, time.perf_counter() - begin, note))
-        return _Result(recipe, model.cpu(), edits, context.untouched, rows)
+                seconds, plain = time.perf_counter() - begin, copy.deepcopy(model).cpu()
+                graph = export_graph(plain, self.data) if done else graph
+                rows.append(self._row(str(step), plain, graph, edits, seconds, note))
+        model = model.cpu()
+        return _Result(
+            recipe, model, graph if measure else export_graph(model, self.data), edits, context.untouched, rows
+        )
 
-    def _row(self, step: str, model: nn.Module, edits: list[Edit], seconds: float, note: str) -> dict[str, Any]:
-        """What one step did: score, bytes and milliseconds of the model as it stands after it."""
-        plain = copy.deepcopy(model).cpu()
-        graph = export_graph(plain, self.data)
-        size = len(package(plain, edits, {}, graph).to_bytes())
-        score = evaluate(plain, self.data, "validate")
+    def _row(
+        self, step: str, model: nn.Module, graph: Graph, edits: list[Edit], seconds: float, note: str
+    ) -> dict[str, Any]:
+        """What one step did: score, bytes and milliseconds of the model, on the CPU, as it stands after it."""
+        size = len(package(model, edits, {}, graph).to_bytes())
+        score = evaluate(model, self.data, "validate")
         models = {
             "original": assemble(self.original, self.model.state_dict()),
-            "now": assemble(graph, plain.state_dict()),
+            "now": assemble(graph, model.state_dict()),
         }
         timed = latencies(models, self.data, seconds=0.2)
         speed = timed["original"].median / timed["now"].median
@@ -302,7 +310,7 @@ class _Job:
             "size_bytes": size,
             "latency_seconds": timed["now"].median,
             "speedup": speed,
-            "macs": measuring.structure(plain, self.data).macs,
+            "macs": measuring.structure(model, self.data).macs,
             "seconds": seconds,
             "note": note,
         }
@@ -310,13 +318,13 @@ class _Job:
     def finish(self, result: _Result, trials: list[dict[str, Any]], name: str, command: str) -> Artifact:
         """Write the file, run it in a fresh process, measure it beside the original, and judge."""
         self.progress("exporting and measuring", 0.0)
-        graph = export_graph(result.model, self.data)
-        draft = package(result.model, result.edits, {}, graph)
+        draft = package(result.model, result.edits, {}, result.graph)
         inputs, _ = next(batches(self.data.validate, "validate"))
         agreed = measuring.agreement(result.model, draft, inputs)
         before_score = evaluate(self.model, self.data, "test")
         after_score = measuring.score_of(draft.run, self.model, self.data)
-        artifact = package(result.model, result.edits, self._facts(result, before_score, after_score, agreed), graph)
+        facts = self._facts(result, before_score, after_score, agreed)
+        artifact = package(result.model, result.edits, facts, result.graph)
         path = self.out if self.out is not None else self.workspace / "model.fw"
         size = artifact.save(path)
         fresh = self._fresh_score(path)

@@ -106,7 +106,10 @@ def open_workspace(folder: Path, resume: bool, request: dict[str, Any]) -> None:
     if resume:
         if not state.exists():
             raise RecipeError(f"there is nothing to resume in {folder}: leave --resume out to start")
-        stored = json.loads(state.read_text())
+        try:
+            stored = {**json.loads(state.read_text())}
+        except (OSError, ValueError, TypeError) as error:
+            raise RecipeError(f"{state} cannot be read: leave --resume out to start afresh") from error
         for key, value in request.items():
             if stored.get(key) != value:
                 raise RecipeError(

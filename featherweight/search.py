@@ -199,6 +199,7 @@ def _strengths(start: Strength, made: list[Trial], limits_drop: bool, allowed: f
                 return
         elif last.good:
             held = factor
+            failed = failed if failed > held else math.inf  # a longer training holds where a shorter one failed
             if not limits_drop or failed / held < _CLOSE:
                 return
             factor = held * _GROW if math.isinf(failed) else math.sqrt(held * failed)

@@ -33,12 +33,16 @@ def test_rounds_are_limited():
 
 
 def test_one_thread_is_put_back_after_an_error():
+    def fails():
+        with one_thread():
+            assert torch.get_num_threads() == 1
+            raise ValueError("inside")
+
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with pytest.raises(ValueError, match="inside"), one_thread():
-            assert torch.get_num_threads() == 1
-            raise ValueError("inside")
+        with pytest.raises(ValueError, match="inside"):
+            fails()
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -144,7 +144,7 @@ def test_the_machine_is_named():
 
 
 def test_a_loaded_file_measures_as_the_saved_one(plain, tmp_path):
-    task, artifact = plain
+    _, artifact = plain
     size = artifact.save(tmp_path / "model.fw")
     parts = load(tmp_path / "model.fw").bytes_by_part()
     assert sum(parts.values()) == size

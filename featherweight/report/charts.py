@@ -19,7 +19,7 @@ _ROW_HEIGHT = 36
 _CLEAR = "#ffffff00"
 _MOST_ROWS = 10
 _FONT = "system-ui, sans-serif"
-_BYTES_AXIS = "replace(format(datum.value, '~s'), 'k', 'K') + 'B'"
+_BYTES_AXIS = "replace(replace(format(datum.value, '~s'), 'k', 'K'), /([KMG]?)$/, ' $1B')"
 
 
 class Chart(NamedTuple):
@@ -35,6 +35,7 @@ class _Bar(NamedTuple):
     name: str
     value: float
     label: str
+    color: str = ACCENT
 
 
 def check_available() -> None:
@@ -99,22 +100,23 @@ def _largest(bars: list[_Bar], total: int) -> list[_Bar]:
         return ordered
     size = int(sum(bar.value for bar in rest))
     label = f"{size:,} B" + (f"  ·  {100 * size / total:.1f} %" if total else "")
-    return [*ordered[: _MOST_ROWS - 1], _Bar(f"{len(rest)} others", size, label)]
+    return [*ordered[: _MOST_ROWS - 1], _Bar(f"{len(rest)} others", size, label, MUTED)]
 
 
 def _bars(title: str, caption: str, bars: Sequence[_Bar]) -> Chart:
     """Draw one bar a row, its name and value above it, where even a long name has the room."""
     altair: Any = need("altair", "report", PURPOSE)
     largest = max(bar.value for bar in bars)
-    rows = [
-        {"row": row, "name": shorten(bar.name, 34), "value": bar.value, "label": bar.label, "full": largest}
-        for row, bar in enumerate(bars)
+    rows: list[dict[str, Any]] = [
+        {**bar._asdict(), "row": row, "name": shorten(bar.name, 34), "full": largest} for row, bar in enumerate(bars)
     ]
     base = altair.Chart(altair.Data(values=rows)).encode(y=altair.Y("row:O", axis=None))
     scale = altair.Scale(domain=[0, largest], nice=False)
     mark = {"height": 7, "yOffset": 9, "cornerRadius": 2}
     track = base.mark_bar(color=TRACK, **mark).encode(x=altair.X("full:Q", axis=None, scale=scale))
-    value = base.mark_bar(color=ACCENT, **mark).encode(x=altair.X("value:Q", axis=None, scale=scale))
+    value = base.mark_bar(**mark).encode(
+        x=altair.X("value:Q", axis=None, scale=scale), color=altair.Color("color:N", scale=None)
+    )
     name = base.mark_text(align="left", dy=-5, fontSize=13, color=INK).encode(x=altair.value(0), text="name:N")
     label = base.mark_text(align="right", dy=-5, fontSize=12, color=MUTED).encode(
         x=altair.value(_WIDTH), text="label:N"
@@ -138,12 +140,12 @@ def _score_by_size(report: Report) -> Chart | None:
     if delivered[0] and delivered[1] is not None:
         rows.append({"size": delivered[0], "score": delivered[1], "kind": kinds[2]})
     shown = [kind for kind in kinds if any(row["kind"] == kind for row in rows)]
-    looks = dict(zip(kinds, ((ACCENT, "circle", 60), (MUTED, "cross", 60), (GOOD, "diamond", 190)), strict=True))
-    legend = altair.Legend(orient="top", title=None, symbolSize=70, columnPadding=14, labelLimit=0)
+    looks = dict(zip(kinds, ((ACCENT, "circle"), (MUTED, "cross"), (GOOD, "diamond")), strict=True))
+    legend = altair.Legend(orient="top", title=None, symbolSize=80, columnPadding=28, labelLimit=0)
 
-    def by_kind(channel: Any, position: int, **settings: Any) -> Any:
+    def by_kind(channel: Any, position: int) -> Any:
         chosen = altair.Scale(domain=shown, range=[looks[kind][position] for kind in shown])
-        return channel("kind:N", scale=chosen, **settings)
+        return channel("kind:N", scale=chosen, legend=legend)
 
     axis = {"tickCount": 5, "grid": True}
     size = altair.X(
@@ -152,19 +154,14 @@ def _score_by_size(report: Report) -> Chart | None:
         axis=altair.Axis(title="file size, logarithmic", labelExpr=_BYTES_AXIS, labelOverlap=True, **axis),
     )
     score = altair.Y("score:Q", scale=altair.Scale(zero=False, padding=12), axis=altair.Axis(title=None, **axis))
-    points = (
-        altair.Chart(altair.Data(values=rows))
-        .mark_point(filled=True, opacity=1)
-        .encode(
-            x=size,
-            y=score,
-            color=by_kind(altair.Color, 0, legend=legend),
-            shape=by_kind(altair.Shape, 1, legend=legend),
-            size=by_kind(altair.Size, 2, legend=None),
-        )
-    )
-    layers = [*_limit_lines(altair, report), points]
-    drawing = altair.layer(*layers).properties(width=_WIDTH - 50, height=270)
+    points = [
+        altair.Chart(altair.Data(values=[row for row in rows if (row["kind"] == kinds[2]) == last]))
+        .mark_point(filled=True, opacity=1, size=240 if last else 60)
+        .encode(x=size, y=score, color=by_kind(altair.Color, 0), shape=by_kind(altair.Shape, 1))
+        for last in (False, True)
+    ]
+    limit_lines = _limit_lines(altair, report)
+    drawing = altair.layer(*limit_lines, *points).properties(width=_WIDTH - 50, height=270)
     met = sum(bool(trial.get("met")) for trial in trials)
     smallest, largest = (amount("size", pick(row["size"] for row in rows)) for pick in (min, max))
     worst, best = (number(pick(row["score"] for row in rows)) for pick in (min, max))
@@ -172,7 +169,7 @@ def _score_by_size(report: Report) -> Chart | None:
         f"{len(trials)} trials, {met} within the budget, of {smallest} to {largest} "
         f"and a {score_name(report)} of {worst} to {best}."
     )
-    dashes = " Dashed: the limits of the budget." if len(layers) > 1 else ""
+    dashes = " Dashed: the limits of the budget." if limit_lines else ""
     caption = f"Each point is one recipe that the search tried.{dashes}"
     title = f"{score_name(report).capitalize()} against size"
     return Chart(title, f"{title}. {spoken}", caption, _svg(drawing))
@@ -200,7 +197,7 @@ def _limit_lines(altair: Any, report: Report) -> list[Any]:
 def _svg(drawing: Any) -> str:
     axis = {"labelColor": MUTED, "titleColor": MUTED, "gridColor": TRACK, "domainColor": TRACK, "tickColor": TRACK}
     text = {"labelFont": _FONT, "titleFont": _FONT, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": 400}
-    plain = drawing.configure(font=_FONT, background=_CLEAR, padding=2, aria=False)
+    plain = drawing.configure(font=_FONT, background=_CLEAR, padding=0, aria=False)
     plain = plain.configure_axis(**axis, **text).configure_view(strokeWidth=0)
     plain = plain.configure_legend(labelColor=INK, labelFont=_FONT, labelFontSize=12)
     written = io.StringIO()

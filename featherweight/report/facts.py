@@ -29,7 +29,7 @@ class Report:
         agreement: exported against PyTorch model: `max_abs`, `sqnr_db` (decibels), `top1` (share, 0 to 1).
         recipe: the chosen recipe, YAML.
         steps: one a step, the first the original: `step`, `score`, `size_bytes`, `latency_seconds`, `macs`, `seconds`
-            (what the step took), `note`.
+            (what the step took), `note`, and if timed beside the original `speedup`.
         parts: bytes of the file by part: manifest, graph, container and each tensor by name.
         layers: one a layer: `path`, `kind`, `parameters`, `nonzero`, `bits`, `bytes`.
         untouched: layers a step left alone: `path`, `step`, `reason`.

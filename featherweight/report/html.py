@@ -14,7 +14,7 @@ from featherweight.errors import ArtifactError
 from featherweight.report.charts import charts, check_available
 from featherweight.report.facts import Report
 from featherweight.report.figures import comparison, headline, limits, remarks, score_name, sentence
-from featherweight.report.wording import amount, clean, digits, duration, number, percent, times
+from featherweight.report.wording import amount, clean, digits, duration, factor, number, percent, ratio
 
 __all__ = ["check_available", "render_html", "write_html"]
 
@@ -80,8 +80,9 @@ def _environment() -> Environment:
         "number": lambda value: "" if value is None else number(value),
         "digits": lambda value: "" if value is None else digits(value),
         "duration": lambda value: "" if value is None else duration(value),
+        "factor": lambda value: "" if value is None else factor(value),
         "share": lambda value, whole: percent(value / whole) if whole and value is not None else "",
-        "smaller": lambda value, first: times(first, value, "smaller", "larger"),
+        "smaller": lambda value, first: factor(size) if (size := ratio(first, value)) else "",
     }
     environment.filters.update(words)
     return environment

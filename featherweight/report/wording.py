@@ -13,7 +13,7 @@ _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 def clean(text: object) -> str:
     """Return text without control, direction-changing and lone surrogate characters; names come from strangers."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    return "".join(c if c.isprintable() or c in "\n\t\xa0" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def amount(metric: str, value: float | None) -> str:
@@ -42,7 +42,7 @@ def duration(seconds: float | None) -> str:
     """Return a time of work for people: `0.8 s`, `4 min 10 s`, `1 h 5 min`."""
     if seconds is None or not math.isfinite(seconds):
         return NOT_MEASURED
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
@@ -55,15 +55,16 @@ def ratio(before: float | None, after: float | None) -> float | None:
 
 def times(before: float | None, after: float | None, less: str, more: str) -> str:
     """Return `76.9x smaller`, `1.2x larger`, `unchanged`, or nothing where one side was not measured."""
-    factor = ratio(before, after)
-    if factor is None:
+    smaller = ratio(before, after)
+    if smaller is None:
         return ""
     if before == after:
         return "unchanged"
-    return f"{_factor(factor)} {less}" if factor >= 1 else f"{_factor(1 / factor)} {more}"
+    return f"{factor(smaller)} {less}" if smaller >= 1 else f"{factor(1 / smaller)} {more}"
 
 
-def _factor(value: float) -> str:
+def factor(value: float) -> str:
+    """Return a ratio with the digits it deserves: `120x`, `26.4x`, `1.02x`."""
     return f"{value:,.0f}x" if value >= 100 else f"{value:.1f}x" if value >= 1.95 else f"{value:.2f}x"
 
 

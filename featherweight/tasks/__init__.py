@@ -66,7 +66,7 @@ def _from_file(file: str, function: str) -> Any:
         return made()
     except FeatherweightError:
         raise
-    except Exception as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         raise DataError(f"task {file}:{function} failed: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.resolve().parent))

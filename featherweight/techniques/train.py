@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from featherweight.data import batches, forward, select_output
+from featherweight.data import batches, forward, rebuild, select_output
 from featherweight.data import tensors as all_tensors
 from featherweight.edits import named_tensors
 from featherweight.errors import DataError, ModelError
@@ -159,7 +159,7 @@ class _Loop:
         self.best: dict[str, Tensor] = {}
         self.steps = _steps_per_epoch(context)
         self.path = _checkpoint_path(model, context, training, schedule is not None)
-        self.bfloat16 = context.device.type == "cuda"
+        self.bfloat16 = _mixed_precision_pays(context.device)
 
     def run(self) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
@@ -218,6 +218,8 @@ class _Loop:
             return context.data.step(self.model, (inputs, target))
         with torch.autocast(context.device.type, torch.bfloat16, enabled=self.bfloat16):
             output = forward(self.model, inputs)
+        if self.bfloat16:
+            output = rebuild(output, [value.float() for value in all_tensors(output)])
         share = training.teacher_share if context.teacher is not None else 0.0
         if target is None and context.teacher is None:
             raise DataError("Data.train has no targets and there is no teacher: healing needs one of them")
@@ -304,6 +306,13 @@ def imitation(student: Tensor, teacher: Tensor, classes: bool, temperature: floa
     wanted = F.softmax(teacher / temperature, 1)
     given = F.log_softmax(student / temperature, 1)
     return -(wanted * given).sum(1).mean() * temperature**2
+
+
+def _mixed_precision_pays(device: torch.device) -> bool:
+    """Whether bfloat16 trains faster: on GPUs and on CPUs with matrix units; elsewhere it was measured slower."""
+    if device.type == "cpu":
+        return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    return device.type == "cuda"
 
 
 def _steps_per_epoch(context: Context) -> int:
