@@ -52,14 +52,25 @@ def run_batched(artifact: Artifact, inputs: Any, batch: int) -> tuple[list[str],
     return list(artifact.session().outputs), [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
+def check_output(path: Path) -> None:
+    """Refuse an output path before anything is computed for it.
+
+    Raises:
+        DataError: another ending than `.npy` or `.npz`, or a folder that does not exist.
+    """
+    if path.suffix not in (".npy", ".npz"):
+        raise DataError(f"{path}: outputs go to .npy or .npz")
+    if not path.parent.is_dir():
+        raise DataError(f"{path} cannot be written: there is no folder {path.parent}")
+
+
 def write_arrays(path: Path, names: list[str], arrays: list[Array]) -> None:
     """Write the outputs: `.npy` takes a single one, `.npz` takes any number by name.
 
     Raises:
         DataError: several outputs and a `.npy`, another ending, or a path that cannot be written.
     """
-    if path.suffix not in (".npy", ".npz"):
-        raise DataError(f"{path}: outputs go to .npy or .npz")
+    check_output(path)
     if path.suffix == ".npy" and len(arrays) != 1:
         raise DataError(f"{path}: the model has {len(arrays)} outputs ({', '.join(names)}): give a .npz")
     try:

@@ -230,9 +230,10 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a file on ONNX Runtime; it needs neither the original class nor its code."""
-    from featherweight.arrays import read_arrays, run_batched, write_arrays
+    from featherweight.arrays import check_output, read_arrays, run_batched, write_arrays
     from featherweight.artifact import load
 
+    check_output(output)
     artifact = load(file)
     names, outputs = run_batched(artifact, read_arrays(inputs), batch)
     write_arrays(output, names, outputs)

@@ -107,6 +107,11 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
+def samples(inputs: Inputs) -> int:
+    """Return how many samples one batch of inputs has."""
+    return next(int(tensor.shape[0]) for tensor in tensors(inputs) if tensor.dim())
+
+
 def rebuild(template: Any, values: Sequence[Tensor]) -> Any:
     """Return `values` in the structure of `template`: the inverse of `tensors`."""
     remaining = iter(values)

@@ -5,17 +5,57 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from featherweight.budget import Budget
 from featherweight.data import Data, batches, example_inputs, forward, select_output
 from featherweight.edits import private_copy
 from featherweight.errors import ArtifactError, DataError, FeatherweightError, ModelError, RecipeError
 from featherweight.modes import evaluating
 from featherweight.scoring import loss_function, score_function
+from featherweight.technique import Technique
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one compression is asked for.
+
+    Attributes:
+        budget: what to meet.
+        recipe: what to do, or None to search.
+        trials: most candidates that a search trains.
+        seed: of every random draw.
+        device: where training runs.
+        out: where the file goes, or None.
+        resume: whether to continue a killed run.
+        latency_table: file of measured seconds, or None for one of this run's own.
+    """
+
+    budget: Budget
+    recipe: Technique | None
+    trials: int
+    seed: int
+    device: torch.device
+    out: Path | None
+    resume: bool
+    latency_table: Path | None
+
+    @property
+    def workspace(self) -> Path:
+        """The folder of checkpoints beside the file."""
+        if self.out is None:
+            raise ArtifactError("without an output path there is no folder to keep checkpoints in")
+        return self.out.with_name(self.out.name + ".run")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a resumed run must have asked for too."""
+        facts = {"budget": str(self.budget), "recipe": str(self.recipe), "trials": self.trials}
+        return {**facts, "seed": self.seed, "device": str(self.device)}
 
 
 def check(model: nn.Module, data: Data) -> None:
@@ -96,21 +136,21 @@ def writable(out: str | Path | None, example: str = "model.fw") -> Path | None:
     return path
 
 
-def open_workspace(folder: Path, resume: bool, request: dict[str, Any]) -> None:
+def open_workspace(folder: Path, request: Request) -> None:
     """Start an empty folder of checkpoints for a request, or continue in the one that a killed run left.
 
     Raises:
         RecipeError: there is nothing to resume, or it belongs to another request.
     """
     state = folder / "request.json"
-    if resume:
+    if request.resume:
         if not state.exists():
             raise RecipeError(f"there is nothing to resume in {folder}: leave --resume out to start")
         try:
             stored = {**json.loads(state.read_text())}
         except (OSError, ValueError, TypeError) as error:
             raise RecipeError(f"{state} cannot be read: leave --resume out to start afresh") from error
-        for key, value in request.items():
+        for key, value in request.to_json().items():
             if stored.get(key) != value:
                 raise RecipeError(
                     f"{folder} belongs to a run with {key}={stored.get(key)!r}, not {value!r}: resume with the same"
@@ -118,4 +158,4 @@ def open_workspace(folder: Path, resume: bool, request: dict[str, Any]) -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    state.write_text(json.dumps(request))
+    state.write_text(json.dumps(request.to_json()))

@@ -24,7 +24,7 @@ ORDER = tuple(
         """
     errors modes data scoring verdict budget layers coding costs edits trace labels graph technique scoping running
     techniques recipe_files allocation supernet portable runtimes artifact arrays latency measurement inspection search
-    report preflight pipeline compare tasks zoo testing cli
+    report preflight job proof pipeline compare tasks zoo testing cli
 """,
     )
 )

@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from featherweight import pipeline
+from featherweight import job
 from featherweight.artifact import load
 from featherweight.data import Data, complete, forward
 from featherweight.errors import BudgetError, DataError, RecipeError
@@ -27,7 +27,7 @@ from featherweight.techniques import Distill, FoldBatchNorm, PruneWeights, Quant
 
 @pytest.fixture(autouse=True)
 def few_epochs(monkeypatch):
-    monkeypatch.setattr(pipeline, "_MOST_EPOCHS", 6)
+    monkeypatch.setattr(job, "_MOST_EPOCHS", 6)
 
 
 RECIPE = PruneWeights(ratio=0.5) + QuantizeWeights(bits=8) + Distill(epochs=1)
@@ -278,7 +278,7 @@ def first_strength(clusters, monkeypatch):
     def stop(job, strength):
         raise Chosen(strength)
 
-    monkeypatch.setattr(pipeline._Job, "_full", stop)
+    monkeypatch.setattr(job.Job, "_full", stop)
 
     def chosen(budget, **options):
         with pytest.raises(Chosen) as caught:
@@ -355,7 +355,7 @@ def test_what_folding_makes_possible_is_not_refused():
     model = nn.Sequential(*layers).eval()
     batches = [(torch.randn(8, 4), torch.randint(0, 4, (8,))) for _ in range(3)]
     data = Data(example=torch.ones(1, 4), train=batches, validate=batches, test=batches)
-    floor = pipeline._floor(model, [], export_graph(model, data))
+    floor = job._floor(model, [], export_graph(model, data))
     with pytest.raises(RecipeError, match="matches no layer"):  # so it was not the budget
         compress(model, data, f"size<={floor - 1}B", only("nowhere", FoldBatchNorm()))
     with pytest.raises(BudgetError, match="impossible"):

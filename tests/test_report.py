@@ -204,6 +204,12 @@ def test_slower_and_larger_are_said_so():
     assert [row.change for row in comparison(made) if "latency" in row.metric] == ["2.0x slower"]
 
 
+def test_headline_near_one_is_a_share():
+    figure = headline(report(after=measured(size_bytes=1_045_111, latency={}, macs=266_200).to_dict()))[0]
+    assert figure == ("2 %", "smaller", "1.066 MB to 1.045 MB")
+    assert headline(report(after=measured(latency={}).to_dict()))[0][:2] == ("1x", "smaller")
+
+
 def test_what_was_not_counted_is_said():
     said = " ".join(remarks(report()))
     assert "aten.topk (3x)" in said
@@ -211,7 +217,9 @@ def test_what_was_not_counted_is_said():
 
 
 def test_wording():
-    assert times(100, 101, "smaller", "larger") == "1.01x larger"
+    assert times(100, 101, "smaller", "larger") == "1 % larger"
+    assert times(100, 98, "smaller", "larger") == "2 % smaller"
+    assert times(100, 80, "smaller", "larger") == "1.25x smaller"
     assert times(100, 0, "smaller", "larger") == ""
     assert [duration(seconds) for seconds in (0.25, 59.4, 59.7, 3599.8, 4210)] == [
         "0.2 s",
@@ -221,7 +229,7 @@ def test_wording():
         "1 h 10 min",
     ]
     assert [percent(share) for share in (0, 0.0951, 0.24, 1e-6)] == ["0 %", "9.5 %", "24 %", "less than 0.01 %"]
-    assert len(shorten("a" * 100, 20)) == 20
+    assert [shorten("0123456789", 6, tail) for tail in (0, 0.5, 1)] == ["01234…", "01…789", "…56789"]
     assert clean("a\x1b[31m\u202eb\ud800\nc") == "a\ufffd[31m\ufffdb\ufffd\nc"
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from featherweight.errors import need
 from featherweight.report.facts import Report
-from featherweight.report.figures import score_name
+from featherweight.report.figures import original_bytes, score_name
 from featherweight.report.wording import amount, digits, number, shorten, times
 
 PURPOSE = "the HTML report"
@@ -63,13 +63,13 @@ def _size_by_step(report: Report) -> Chart | None:
     rows = [row for row in report.steps if row.get("size_bytes")]
     if len(rows) < 2:
         return None
-    first = rows[0]["size_bytes"]
+    first = original_bytes(report)
     bars = []
     for row in rows:
         smaller = times(first, row["size_bytes"], "smaller", "larger") if row is not rows[0] else ""
         label = amount("size", row["size_bytes"]) + (f"  ·  {smaller}" if smaller else "")
-        bars.append(_Bar(row.get("step", ""), row["size_bytes"], label))
-    return _bars("Size after each step", "Every step's bytes, drawn to one scale from zero.", bars)
+        bars.append(_Bar(shorten(row.get("step", ""), 34), row["size_bytes"], label))
+    return _bars("Size after each step", "The model's bytes when it is packed after that step.", bars)
 
 
 def _bytes_by_part(report: Report) -> Chart | None:
@@ -108,7 +108,8 @@ def _bars(title: str, caption: str, bars: Sequence[_Bar]) -> Chart:
     altair: Any = need("altair", "report", PURPOSE)
     largest = max(bar.value for bar in bars)
     rows: list[dict[str, Any]] = [
-        {**bar._asdict(), "row": row, "name": shorten(bar.name, 34), "full": largest} for row, bar in enumerate(bars)
+        {**bar._asdict(), "row": row, "name": shorten(bar.name, 34, 0.6), "full": largest}
+        for row, bar in enumerate(bars)
     ]
     base = altair.Chart(altair.Data(values=rows)).encode(y=altair.Y("row:O", axis=None))
     scale = altair.Scale(domain=[0, largest], nice=False)
@@ -136,7 +137,7 @@ def _score_by_size(report: Report) -> Chart | None:
         {"size": trial["size_bytes"], "score": trial["score"], "kind": kinds[0 if trial.get("met") else 1]}
         for trial in trials
     ]
-    delivered = report.after.get("size_bytes"), report.after.get("score")
+    delivered = report.after.get("size_bytes"), _validation(report, -1)
     if delivered[0] and delivered[1] is not None:
         rows.append({"size": delivered[0], "score": delivered[1], "kind": kinds[2]})
     shown = [kind for kind in kinds if any(row["kind"] == kind for row in rows)]
@@ -170,16 +171,23 @@ def _score_by_size(report: Report) -> Chart | None:
         f"and a {score_name(report)} of {worst} to {best}."
     )
     dashes = " Dashed: the limits of the budget." if limit_lines else ""
-    caption = f"Each point is one recipe that the search tried.{dashes}"
+    caption = f"Each point is one recipe that the search tried, scored on the validation data.{dashes}"
     title = f"{score_name(report).capitalize()} against size"
     return Chart(title, f"{title}. {spoken}", caption, _svg(drawing))
+
+
+def _validation(report: Report, position: int) -> float | None:
+    """Return the score of a step, which like a trial's is on the validation data and so belongs on one axis with it."""
+    measured = report.before if position == 0 else report.after
+    score: float | None = report.steps[position].get("score") if report.steps else measured.get("score")
+    return score
 
 
 def _limit_lines(altair: Any, report: Report) -> list[Any]:
     """Draw the most bytes and the least score that the budget allows."""
     lines = []
     for row in report.verdict.get("rows", []):
-        allowed, before = row.get("allowed"), row.get("before")
+        allowed, before = row.get("allowed"), _validation(report, 0)
         if allowed and row.get("metric") == "size":
             lines.append({"size": allowed})
         if allowed is not None and before is not None and row.get("metric") == "drop":

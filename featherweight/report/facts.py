@@ -35,6 +35,7 @@ class Report:
         untouched: layers a step left alone: `path`, `step`, `reason`.
         trials: one a candidate of the search: `recipe`, `size_bytes`, `score`, `drop`, `met`, `seconds`.
         notes: what was split off, left out or assumed, in sentences.
+        seconds: the whole of it took.
     """
 
     task: str
@@ -54,6 +55,7 @@ class Report:
     untouched: list[dict[str, Any]] = field(default_factory=list)
     trials: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON types; a number that is not finite becomes None."""
@@ -75,7 +77,7 @@ class Report:
         for name, value in facts.items():
             if name not in known:
                 raise ArtifactError(f"the report has an unknown fact {name!r}.{closest(str(name), known)}")
-            wanted = {"str": str, "int": int, "dict": dict, "list": list}[known[name].partition("[")[0]]
+            wanted = {"str": str, "int": int, "float": float, "dict": dict, "list": list}[known[name].partition("[")[0]]
             if not isinstance(value, wanted):
                 raise ArtifactError(
                     f"{name} of a report is {wanted.__name__}, not {type(value).__name__} {value!r:.80}"

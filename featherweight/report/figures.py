@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from featherweight.report.facts import Report
-from featherweight.report.wording import amount, clean, digits, number, percent, spread, times
-from featherweight.verdict import format_amount
+from featherweight.report.wording import amount, clean, digits, number, percent, points, spread, times
 
 
 class Figure(NamedTuple):
@@ -60,8 +59,14 @@ def lost(report: Report) -> tuple[str, str]:
         return "", ""
     # Points are hundredths: they mean something for a share, and nothing for a perplexity.
     share = all(0 <= score <= 1 for score in (report.before["score"], report.after["score"]))
-    text = format_amount("drop", float(f"{abs(change):.3g}")) if share else f"{abs(change):.3g}"
+    text = points(abs(change)) if share else f"{abs(change):.3g}"
     return text, "lost" if change > 1e-9 else "gained" if change < -1e-9 else "unchanged"
+
+
+def original_bytes(report: Report) -> int | None:
+    """Return what every step is compared with: the original's size, or the first step's where that was not measured."""
+    first = report.steps[0].get("size_bytes") if report.steps else None
+    return report.before.get("size_bytes") or first
 
 
 def score_name(report: Report) -> str:
@@ -94,11 +99,11 @@ def headline(report: Report) -> list[Figure]:
     """Return the three or four figures that a reader in a hurry wants."""
     before, after, figures = report.before, report.after, []
 
-    def factor(first: float | None, last: float | None, metric: str, less: str, more: str) -> None:
+    def factor(first: float | None, last: float | None, metric: str, less: str, more: str, what: str = "") -> None:
         if words := times(first, last, less, more):
-            value, _, label = words.partition(" ")
+            value, _, word = words.rpartition(" ")
             detail = f"{amount(metric, first)} to {amount(metric, last)}"
-            figures.append(Figure(value, label, detail) if label else Figure("1x", f"{less}: no change", detail))
+            figures.append(Figure(value or "1x", f"{word if value else less}{what}", detail))
 
     factor(before.get("size_bytes"), after.get("size_bytes"), "size", "smaller", "larger")
     if (text := lost(report))[1]:
@@ -107,7 +112,7 @@ def headline(report: Report) -> list[Figure]:
         figures.append(Figure(value, label, f"{number(before['score'])} to {number(after['score'])}"))
     runtime = after.get("runtime", "")
     factor(latency(before, runtime), latency(after, runtime), "latency", "faster", "slower")
-    factor(before.get("macs"), after.get("macs"), "macs", "fewer multiply-adds", "more multiply-adds")
+    factor(before.get("macs"), after.get("macs"), "macs", "fewer", "more", " multiply-adds")
     return figures
 
 
@@ -120,17 +125,15 @@ def limits(report: Report) -> list[Line]:
             words = clean(row.get("reason") or "nothing was allowed")
             state = "unknown" if row.get("reason") else "missed"
         else:
-            distance = amount("drop", float(f"{abs(gap):.3g}")) if metric == "drop" else percent(abs(gap))
+            distance = points(abs(gap)) if metric == "drop" else percent(abs(gap))
             words = f"{distance} {'to spare' if met else 'over'}" if gap else "exactly at the limit"
             state = "met" if met else "missed"
         before = number(row.get("before")) if metric == "drop" else amount(metric, row.get("before"))
-        after = row.get("after")
-        after = float(f"{after:.4g}") if metric == "drop" and after is not None else after
+        value = row.get("after")
+        after = points(value) if metric == "drop" and value is not None else amount(metric, value)
         binding = report.verdict.get("binding") == metric
         text = clean(row.get("limit_text") or metric)
-        lines.append(
-            Line(text, before, amount(metric, after), amount(metric, row.get("allowed")), state, words, binding)
-        )
+        lines.append(Line(text, before, after, amount(metric, row.get("allowed")), state, words, binding))
     return lines
 
 

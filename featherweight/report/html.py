@@ -13,7 +13,7 @@ from markupsafe import Markup
 from featherweight.errors import ArtifactError
 from featherweight.report.charts import charts, check_available
 from featherweight.report.facts import Report
-from featherweight.report.figures import comparison, headline, limits, remarks, score_name, sentence
+from featherweight.report.figures import comparison, headline, limits, original_bytes, remarks, score_name, sentence
 from featherweight.report.wording import amount, clean, digits, duration, factor, number, percent, ratio
 
 __all__ = ["check_available", "render_html", "write_html"]
@@ -59,6 +59,7 @@ def render_html(report: Report) -> str:
         comparison=comparison(report),
         remarks=remarks(report),
         score_name=score_name(report),
+        original_bytes=original_bytes(report),
         drawings=drawings,
         parts=sorted(report.parts.items(), key=lambda item: -item[1]),
         total=sum(report.parts.values()),

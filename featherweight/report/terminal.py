@@ -95,7 +95,7 @@ def _parts(report: Report) -> Table | None:
     if len(rest) > 1:
         ordered = [*ordered[:_MOST_PARTS], (f"{len(rest)} smaller parts", sum(size for _, size in rest))]
     for name, size in ordered:
-        _add(table, shorten(name, 50), f"{size:,}", percent(size / total) if total else "")
+        _add(table, shorten(name, 50, 0.6), f"{size:,}", percent(size / total) if total else "")
     return table if table.row_count else None
 
 

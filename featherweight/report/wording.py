@@ -54,13 +54,15 @@ def ratio(before: float | None, after: float | None) -> float | None:
 
 
 def times(before: float | None, after: float | None, less: str, more: str) -> str:
-    """Return `76.9x smaller`, `1.2x larger`, `unchanged`, or nothing where one side was not measured."""
+    """Return `76.9x smaller`, `1.2x larger`, `2 % fewer`, `unchanged`, or nothing where one side was not measured."""
     smaller = ratio(before, after)
     if smaller is None:
         return ""
     if before == after:
         return "unchanged"
-    return f"{factor(smaller)} {less}" if smaller >= 1 else f"{factor(1 / smaller)} {more}"
+    word, size = (less, smaller) if smaller >= 1 else (more, 1 / smaller)
+    # 1.00x says nothing: near one the part that went is clearer.
+    return f"{factor(size)} {word}" if size >= 1.1 else f"{percent(1 - 1 / size if smaller > 1 else size - 1)} {word}"
 
 
 def factor(value: float) -> str:
@@ -82,10 +84,21 @@ def digits(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3g}"
 
 
-def shorten(text: object, length: int) -> str:
-    """Return the text on one line, its middle left out where it is longer; a dotted path says most at its ends."""
+def points(drop: float) -> str:
+    """Return a drop of a score in hundredths, three digits: `0.556 pt`."""
+    return format_amount("drop", float(f"{drop:.3g}"))
+
+
+def shorten(text: object, length: int, tail: float = 0.0) -> str:
+    """Return the text on one line, and where it is longer cut.
+
+    Args:
+        text: any text.
+        length: most characters.
+        tail: share of them kept from the end; a dotted path says most there, a call at its start.
+    """
     line = " ".join(clean(text).split())
     if len(line) <= length:
         return line
-    tail = length * 2 // 3
-    return f"{line[: length - tail - 1]}…{line[-tail:]}"
+    last = min(int(length * tail), length - 1)
+    return f"{line[: length - last - 1]}…{line[len(line) - last :]}"

@@ -1,0 +1,300 @@
+"""One compression: candidates priced and trained for the search, and a recipe carried out step by step."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from featherweight import measurement as measuring
+from featherweight.artifact import package
+from featherweight.costs import parameters
+from featherweight.data import Data, batches, complete, samples
+from featherweight.edits import Edit
+from featherweight.errors import BudgetError, FeatherweightError, RecipeError
+from featherweight.latency import LatencyTable, latencies
+from featherweight.measurement import Measurement
+from featherweight.portable import Graph, assemble, export_graph
+from featherweight.preflight import Request, check, open_workspace
+from featherweight.running import run
+from featherweight.scoring import Score, evaluate
+from featherweight.search import Strength, Trial, default_recipe, search
+from featherweight.technique import Context, Recipe, Untouched
+from featherweight.techniques import FoldBatchNorm
+
+Progress = Callable[[str, float], None]
+MARGIN = 2.0  # standard errors: the pick of several trials looks better on validation than it is
+_USUAL_AGREEMENT = measuring.Agreement(9.537e-06, 139.6, 1.0)
+_DIGITS = 12  # bytes by which the final facts may be longer
+_STEPS = 8000  # optimizer steps that the gradual pruning of a trial aims at
+_MOST_MACS = 1e13  # forward multiply-adds that it may take
+_FEWEST_EPOCHS, _MOST_EPOCHS = 2, 60
+
+
+@dataclass
+class Result:
+    """A recipe carried out: the model, its graph, the edits, what was left alone, and one row a step."""
+
+    recipe: Recipe
+    model: nn.Module
+    graph: Graph
+    edits: list[Edit]
+    untouched: list[Untouched]
+    steps: list[dict[str, Any]]
+
+
+@dataclass
+class Job:
+    """One compression: what every part of it reads."""
+
+    model: nn.Module
+    data: Data
+    notes: tuple[str, ...]
+    request: Request
+    teacher: nn.Module
+    workspace: Path
+    temporary: tempfile.TemporaryDirectory[str] | None
+    table: LatencyTable
+    progress: Progress
+    before: Measurement
+    score: Score
+    original: Graph
+    epochs: int
+
+    @classmethod
+    def start(
+        cls, model: nn.Module, data: Data, teacher: nn.Module | None, request: Request, progress: Progress
+    ) -> Job:
+        """Check everything that can be checked before any work starts, and measure the original.
+
+        Raises:
+            BudgetError, DataError, ModelError, RecipeError, ArtifactError: what cannot work; nothing is left behind.
+        """
+        complete_data, notes = complete(data)
+        check(model, complete_data)
+        temporary = None if request.out is not None else tempfile.TemporaryDirectory()
+        workspace = Path(temporary.name) if temporary is not None else request.workspace
+        open_workspace(workspace, request)
+        try:
+            table = LatencyTable(request.latency_table or workspace / "latency.json")
+            progress("measuring the original", 0.0)
+            before = measuring.structure(model, complete_data)
+            job = cls(
+                model=model,
+                data=complete_data,
+                notes=notes,
+                request=request,
+                teacher=copy.deepcopy(model if teacher is None else teacher).to(request.device).eval(),
+                workspace=workspace,
+                temporary=temporary,
+                table=table,
+                progress=progress,
+                before=before,
+                score=evaluate(model, complete_data, "validate"),
+                original=export_graph(model, complete_data),
+                epochs=_epochs(complete_data, before.macs or 0),
+            )
+            job.refuse_impossible()
+        except FeatherweightError:
+            if not request.resume:
+                _remove(workspace, temporary)
+            raise
+        return job
+
+    def refuse_impossible(self) -> None:
+        """Raise when not even a file without information in its weights would be small enough.
+
+        Raises:
+            BudgetError: the size limit is below that.
+        """
+        limit = self.request.budget.limit("size")
+        if limit is None:
+            return
+        allowed = limit.allowed(self.before.size_bytes)
+        floor = _floor(self.model, [], self.original)
+        if floor > allowed:  # a network full of norms may still fit once they are folded
+            folded, edits = run(FoldBatchNorm(), self.model, Context(data=self.data))
+            floor = min(floor, _floor(folded, edits, export_graph(folded, self.data)))
+        if floor > allowed:
+            raise BudgetError(
+                f"the budget {limit} is impossible: the graph and the manifest of this model alone take {floor:,} bytes; "
+                f"ask for at least size<={floor * 2 // 1000 + 1}KB"
+            )
+
+    def search(self) -> list[Trial]:
+        """Return the trials of the default recipe, the best last.
+
+        Raises:
+            RecipeError: there is no training data to heal on.
+        """
+        if self.data.train is None:
+            raise RecipeError(
+                "the default recipe heals by training and Data(train=...) is missing: give it, or a recipe"
+            )
+        base = {"size": self.before.size_bytes, "params": self.before.params, "macs": self.before.macs or 0}
+        original = {key: float(value) for key, value in base.items()}
+        whole = assemble(self.original, self.model.state_dict())
+        if self.request.budget.limit("latency") is not None:
+            original["latency"] = self.table.original(whole, self.data)
+        if self.request.budget.limit("memory") is not None:
+            original["memory"] = float(measuring.peak_bytes(whole, self.data))
+        return search(self.request.budget, original, self._cheap, self._full, self.epochs, self.request.trials)
+
+    def _cheap(self, strength: Strength) -> dict[str, float]:
+        self.progress(f"estimating {strength.factor:g}x, {strength.cut:.0%} of the channels cut", 0.0)
+        result = self.execute(default_recipe(strength, trains=False), by_user=False, measure=False)
+        facts = measuring.structure(result.model, self.data)
+        costs = {"size": float(self._size(result)), "params": float(facts.params), "macs": float(facts.macs or 0)}
+        whole = assemble(result.graph, result.model.state_dict())
+        if self.request.budget.limit("latency") is not None:
+            original = assemble(self.original, self.model.state_dict())
+            costs["latency"] = self.table.candidate(result.graph.skeleton, whole, original, self.data)
+        if self.request.budget.limit("memory") is not None:
+            costs["memory"] = float(measuring.peak_bytes(whole, self.data))
+        return costs
+
+    def _full(self, strength: Strength) -> Trial:
+        begin = time.perf_counter()
+        recipe = default_recipe(strength)
+        result = self.execute(recipe, by_user=False, measure=False)
+        size = self._size(result)
+        score = evaluate(result.model, self.data, "validate", self.request.device)
+        drop, error = self.score.drop(score), self.score.drop_error(score)
+        limits = {name: self.request.budget.limit(name) for name in ("size", "drop")}
+        fits = limits["size"] is None or size <= limits["size"].allowed(self.before.size_bytes)
+        margin = MARGIN * error if math.isfinite(error) else 0.0  # a score that is one number has no error to go by
+        good = limits["drop"] is None or drop + margin <= limits["drop"].allowed(self.score.value) + 1e-12
+        trial = Trial(strength, recipe, size, score, drop, error, fits, good, time.perf_counter() - begin)
+        self.progress(f"trial {strength.factor:g}x: {size:,} bytes, drop {drop:.4f} on validation", 1.0)
+        return trial
+
+    def _size(self, result: Result) -> int:
+        """Bytes of the file, its scores and agreement standing for those that are known at the end."""
+        facts = self.facts(result, self.score, self.score, _USUAL_AGREEMENT)
+        return len(package(result.model, result.edits, facts, result.graph).to_bytes()) + _DIGITS
+
+    def execute(self, recipe: Recipe, by_user: bool, measure: bool = True) -> Result:
+        """Carry out a recipe step by step on a private copy, from checkpoints where there are any.
+
+        Raises:
+            RecipeError: a step that the user wrote found nothing to do.
+        """
+        context = Context(
+            data=self.data,
+            teacher=self.teacher,
+            device=self.request.device,
+            seed=self.request.seed,
+            workspace=self.workspace,
+            report=self.progress,
+        )
+        model: nn.Module = copy.deepcopy(self.model)
+        edits: list[Edit] = []
+        graph = self.original
+        rows = [self._row("original", model, graph, edits, 0.0, "")] if measure else []
+        for position, step in enumerate(recipe.steps):
+            begin = time.perf_counter()
+            known = len(context.untouched)
+            context.step, context.position = str(step), position
+            model, done = run(step, model, context)
+            edits += done
+            note = "" if done else "found nothing to do"
+            if by_user and not done:
+                raise RecipeError(f"{step} found nothing to do: {_instead(model, context.untouched[known:])}")
+            if measure:
+                seconds, plain = time.perf_counter() - begin, copy.deepcopy(model).cpu()
+                graph = export_graph(plain, self.data) if done else graph
+                rows.append(self._row(str(step), plain, graph, edits, seconds, note))
+        model = model.cpu()
+        return Result(
+            recipe, model, graph if measure else export_graph(model, self.data), edits, context.untouched, rows
+        )
+
+    def _row(
+        self, step: str, model: nn.Module, graph: Graph, edits: list[Edit], seconds: float, note: str
+    ) -> dict[str, Any]:
+        """What one step did: score, bytes and milliseconds of the model, on the CPU, as it stands after it."""
+        size = len(package(model, edits, {}, graph).to_bytes())
+        score = evaluate(model, self.data, "validate")
+        models = {
+            "original": assemble(self.original, self.model.state_dict()),
+            "now": assemble(graph, model.state_dict()),
+        }
+        timed = latencies(models, self.data, seconds=0.2)
+        speed = timed["original"].median / timed["now"].median
+        return {
+            "step": step,
+            "score": score.value,
+            "size_bytes": size,
+            "latency_seconds": timed["now"].median,
+            "speedup": speed,
+            "macs": measuring.structure(model, self.data).macs,
+            "seconds": seconds,
+            "note": note,
+        }
+
+    def facts(self, result: Result, before: Score, after: Score, agreed: measuring.Agreement) -> dict[str, Any]:
+        """What the file says of itself: reproducible, so never a time, a date or a path."""
+        elements, nonzero = parameters(result.model)
+        facts: dict[str, Any] = {
+            "class": type(self.model).__name__,
+            "recipe": result.recipe.to_json(),
+            "seed": self.request.seed,
+            "original_bytes": self.before.size_bytes,
+            "parameters": elements,
+            "nonzero": nonzero,
+            "macs": measuring.structure(result.model, self.data).macs,
+            "score": after.name,
+            "score_before": before.value,
+            "score_after": after.value,
+            "agreement": agreed.to_dict(),
+        }
+        if self.request.budget.limit("latency") is not None:
+            facts["latency_table"] = self.table.digest()
+        return facts
+
+    def tidy(self) -> None:
+        """Remove the checkpoints of a finished job."""
+        _remove(self.workspace, self.temporary)
+
+
+def _remove(workspace: Path, temporary: tempfile.TemporaryDirectory[str] | None) -> None:
+    if temporary is not None:
+        temporary.cleanup()
+    else:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _floor(model: nn.Module, edits: list[Edit], graph: Graph) -> int:
+    """Bytes of the file when every weight is zero."""
+    empty = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in empty.state_dict().values():
+            tensor.zero_()
+    return len(package(empty, edits, {}, graph).to_bytes())
+
+
+def _epochs(data: Data, macs: int) -> int:
+    """Epochs of gradual pruning in a trial: enough steps to settle, within what the network's size allows."""
+    if data.train is None:
+        return 0
+    loader: Any = data.train
+    steps = len(loader) if hasattr(loader, "__len__") else 100
+    inputs, _ = next(batches(data.train, "train"))
+    allowed = _MOST_MACS / max(1, macs * steps * samples(inputs))
+    return round(min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, min(_STEPS / max(1, steps), allowed))))
+
+
+def _instead(model: nn.Module, left: list[Untouched]) -> str:
+    if left:
+        return "; ".join(f"{item.path}: {item.reason}" for item in left[:4])
+    kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
+    return f"the model in its scope has only {', '.join(kinds)}"

@@ -1,0 +1,135 @@
+"""The proof: the file is written, run in a fresh process, measured beside the original, and judged."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featherweight import measurement as measuring
+from featherweight.artifact import Artifact, load, package
+from featherweight.data import batches, samples
+from featherweight.edits import module_at
+from featherweight.errors import ArtifactError
+from featherweight.job import Job, Result
+from featherweight.latency import latencies
+from featherweight.layers import QuantizedLayer
+from featherweight.measurement import Measurement
+from featherweight.portable import assemble
+from featherweight.recipe_files import recipe_to_yaml
+from featherweight.report.facts import Report
+from featherweight.scoring import Score, evaluate
+
+
+def prove(job: Job, result: Result, trials: list[dict[str, Any]], name: str, command: str) -> Artifact:
+    """Write the file, run it in a fresh process, measure it beside the original, and judge.
+
+    Args:
+        job: what was asked for, and the original.
+        result: the recipe carried out.
+        trials: what the search made, for the report.
+        name: what the model is called in the report.
+        command: how to reproduce this, for the report.
+
+    Returns:
+        the artifact as loaded back from its file, with `report`.
+
+    Raises:
+        ExportError: the exported model disagrees with PyTorch.
+        ArtifactError: the file cannot be written, or scores otherwise in a fresh process.
+    """
+    job.progress("exporting and measuring", 0.0)
+    draft = package(result.model, result.edits, {}, result.graph)
+    inputs, _ = next(batches(job.data.validate, "validate"))
+    agreed = measuring.agreement(result.model, draft, inputs)
+    before_score = evaluate(job.model, job.data, "test")
+    after_score = measuring.score_of(draft.run, job.model, job.data)
+    facts = job.facts(result, before_score, after_score, agreed)
+    artifact = package(result.model, result.edits, facts, result.graph)
+    path = job.request.out if job.request.out is not None else job.workspace / "model.fw"
+    size = artifact.save(path)
+    fresh = _fresh_score(job, path)
+    if abs(fresh.value - after_score.value) > 1e-9:
+        raise ArtifactError(
+            f"{path} scores {fresh.value} in a fresh process and {after_score.value} here: the runtime is not stable"
+        )
+    loaded: Artifact = load(path)
+    after = replace(measuring.structure(result.model, job.data), size_bytes=size)
+    before, after = measuring.with_score(job.before, before_score), measuring.with_score(after, fresh)
+    before, after = _timed(job, result.model, before, after, loaded.onnx_bytes())
+    verdict = job.request.budget.judge(before, after)
+    loaded.report = Report(
+        task=name,
+        command=command,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        machine=measuring.machine(),
+        seed=job.request.seed,
+        budget=str(job.request.budget),
+        verdict={**verdict.to_dict(), "met": verdict.met, "text": str(verdict)},
+        before=before.to_dict(),
+        after=after.to_dict(),
+        agreement=agreed.to_dict(),
+        recipe=recipe_to_yaml(result.recipe),
+        steps=result.steps,
+        parts=loaded.bytes_by_part(),
+        layers=_layers(result.model, loaded.bytes_by_part()),
+        untouched=[{"path": item.path, "step": item.step, "reason": item.reason} for item in result.untouched],
+        trials=trials,
+        notes=list(job.notes),
+    )
+    if job.request.out is None:
+        loaded.path = None
+    return loaded
+
+
+def _timed(
+    job: Job, model: nn.Module, before: Measurement, after: Measurement, whole: bytes
+) -> tuple[Measurement, Measurement]:
+    """Add latency and memory, the original's and the result's taken side by side on each runtime."""
+    original = assemble(job.original, job.model.state_dict())
+    timed = latencies({"torch": job.model, "torch now": model, "original": original, "artifact": whole}, job.data)
+    return (
+        replace(
+            before,
+            latency={"onnxruntime": timed["original"], "pytorch": timed["torch"]},
+            peak_bytes=measuring.peak_bytes(original, job.data),
+        ),
+        replace(
+            after,
+            latency={"onnxruntime": timed["artifact"], "pytorch": timed["torch now"]},
+            peak_bytes=measuring.peak_bytes(whole, job.data),
+        ),
+    )
+
+
+def _fresh_score(job: Job, path: Path) -> Score:
+    read = [inputs for inputs, _ in batches(job.data.test, "test")]
+    sizes = [samples(inputs) for inputs in read]
+    outputs = [torch.split(torch.from_numpy(value), sizes) for value in measuring.fresh_outputs(path, read, max(sizes))]
+    parts = iter(zip(*outputs, strict=True))
+    return measuring.score_of(lambda batch: next(parts), job.model, job.data)
+
+
+def _layers(model: nn.Module, parts: dict[str, int]) -> list[dict[str, Any]]:
+    """One row a layer that holds tensors: kind, elements, those not zero, bits of a weight, bytes in the file."""
+    owners: dict[str, list[tuple[str, Tensor]]] = {}
+    for name, tensor in model.state_dict().items():
+        owners.setdefault(name.rpartition(".")[0], []).append((name, tensor))
+    rows = []
+    for path, held in owners.items():
+        layer = module_at(model, path) if path else model
+        rows.append(
+            {
+                "path": path or type(model).__name__,
+                "kind": type(layer).__name__,
+                "parameters": sum(tensor.numel() for _, tensor in held),
+                "nonzero": sum(int(tensor.count_nonzero()) for _, tensor in held),
+                "bits": layer.bits if isinstance(layer, QuantizedLayer) else 32,
+                "bytes": sum(parts.get(name, 0) for name, _ in held),
+            }
+        )
+    return rows
