@@ -29,6 +29,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/spine_lenet300.py
 	$(BIN)/python benchmarks/spine_resnet20.py
 	$(BIN)/python benchmarks/spine_repeatable.py
+	$(BIN)/python benchmarks/page.py
 
 # torch goes first and alone: any package that asked for it would bring the registry's CUDA build
 $(VENV)/.torch: constraints.txt

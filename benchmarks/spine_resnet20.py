@@ -18,9 +18,9 @@ from featherweight.runtimes.onnxruntime import audit
 from featherweight.scoring import evaluate
 from featherweight.techniques import Distill, FoldBatchNorm, PruneChannels, QuantizeStatic
 
-TUNE = Distill(epochs=2, learning_rate=1e-3, teacher_share=0.0)
+TUNE = Distill(epochs=1, learning_rate=1e-3, teacher_share=0.0)
 RECIPE = Recipe(
-    (PruneChannels(ratio=0.5), Distill(epochs=6, learning_rate=2e-3), FoldBatchNorm(), QuantizeStatic()), any_order=True
+    (PruneChannels(ratio=0.5), Distill(epochs=3, learning_rate=2e-3), FoldBatchNorm(), QuantizeStatic()), any_order=True
 )
 
 

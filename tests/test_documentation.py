@@ -1,5 +1,6 @@
 """What the documents say works: every Python block runs, every command of the README is there, every example runs."""
 
+import importlib
 import os
 import re
 import runpy
@@ -108,3 +109,9 @@ def test_the_helpers_of_the_demo_run_in_sequence(tmp_path):
     outputs[:10] = np.roll(outputs[:10], 1, axis=1)
     np.save(tmp_path / "y.npy", outputs)
     assert helper("digits_check.py", "y.npy", "labels.npy").startswith("350 of 360 test images right")
+
+
+def test_the_benchmark_page_is_what_the_results_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    page = importlib.import_module("page")
+    assert page.PAGE.read_text() == page.rendered(), "run python benchmarks/page.py"
