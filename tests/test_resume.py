@@ -8,15 +8,24 @@ import sys
 import time
 
 import pytest
+import torch
 from safetensors import safe_open
 
+from featherweight.budget import Budget
 from featherweight.errors import RecipeError
 from featherweight.pipeline import compress
-from featherweight.preflight import open_workspace
+from featherweight.preflight import Request, open_workspace
 from featherweight.techniques import Distill, PruneWeights, QuantizeWeights
 
 BUDGET = "size<=60%, drop<=5pt"
 RECIPE = "steps: [prune_weights: {ratio: 0.6, epochs: 8}, quantize_weights: {bits: 6}]"
+
+
+def request(out, resume, recipe=None, seed=0):
+    """A request as `compress` makes it."""
+    return Request(Budget.parse(BUDGET), recipe, 20, seed, torch.device("cpu"), out, resume, None)
+
+
 # The user's task, with a loader that sleeps and shuffles, so that a kill lands in the middle.
 SLOW = """
 import time
@@ -158,8 +167,8 @@ def test_epochs_done_are_not_repeated_and_a_corrupt_checkpoint_only_costs_time(
 
 def test_resume_is_refused_for_another_request(clusters, tmp_path):
     steps = QuantizeWeights(bits=8) + Distill(epochs=1)
-    request = {"budget": BUDGET, "seed": 0, "trials": 20, "recipe": str(steps)}
-    open_workspace(tmp_path / "model.fw.run", False, request)
+    asked = request(tmp_path / "model.fw", False, steps)
+    open_workspace(asked.workspace, asked)
     out, given = tmp_path / "model.fw", (clusters.model, clusters.data)
     for budget, recipe, seed, words in (
         ("size<=50%, drop<=5pt", steps, 0, "budget='size<=60%, drop<=5pt', not 'size<=50%, drop<=5pt'"),
@@ -181,11 +190,11 @@ def test_resume_is_refused_where_there_is_nothing(refused, task_file, tmp_path):
 def test_resume_is_refused_where_the_request_cannot_be_read(tmp_path, text):
     (tmp_path / "request.json").write_text(text)
     with pytest.raises(RecipeError, match=r"request\.json cannot be read"):
-        open_workspace(tmp_path, True, {"seed": 0})
+        open_workspace(tmp_path, request(None, True))
 
 
 def test_without_resume_a_run_starts_afresh(tmp_path):
     (tmp_path / "train-x.safetensors").write_text("old")
     (tmp_path / "request.json").write_text("{}")
-    open_workspace(tmp_path, False, {"seed": 0})
+    open_workspace(tmp_path, request(None, False))
     assert [item.name for item in tmp_path.iterdir()] == ["request.json"]
