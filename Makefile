@@ -25,10 +25,13 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
+	$(PIP) --editable '.[dev,bench]'
 	$(BIN)/python benchmarks/spine_digits.py
 	$(BIN)/python benchmarks/spine_lenet300.py
 	$(BIN)/python benchmarks/spine_resnet20.py
 	$(BIN)/python benchmarks/spine_repeatable.py
+	$(BIN)/python benchmarks/spine_small.py
+	$(BIN)/python benchmarks/pruning_groups.py
 	$(BIN)/python benchmarks/page.py
 
 # torch goes first and alone: any package that asked for it would bring the registry's CUDA build

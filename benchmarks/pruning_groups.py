@@ -1,6 +1,6 @@
 """Seconds to find the coupled groups of ResNet-56, torch-pruning 1.6.1's dependency graph beside it, interleaved.
 
-Needs `pip install --no-deps torch-pruning==1.6.1`. Run `python benchmarks/pruning_groups.py`.
+Needs the extra `bench`. Run `python benchmarks/pruning_groups.py`.
 """
 
 from __future__ import annotations
