@@ -22,7 +22,7 @@ ORDER = tuple(
     re.findall(
         r"\w+",
         """
-    errors modes data scoring verdict budget layers coding costs edits trace labels graph technique scoping running
+    errors modes data scoring verdict budget layers coding costs edits trace graph sizes technique scoping running
     techniques recipe_files allocation supernet portable runtimes artifact arrays latency measurement inspection search
     report preflight job proof pipeline compare tasks zoo testing cli
 """,

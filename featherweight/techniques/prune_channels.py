@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.data import as_call, example_inputs
-from featherweight.edits import Cut, Keep, module_at, named_tensors
+from featherweight.edits import Cut, Keep, named_tensors
 from featherweight.errors import ModelError
 from featherweight.graph import CoupledGroup, coupled_groups
+from featherweight.sizes import following_sizes
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 
 
@@ -115,30 +116,4 @@ def _keep_edit(
         present = remaining.get((name, dim), list(range(tensors[name].shape[dim])))
         cuts.append(Cut(name, dim, tuple(place for place, index in enumerate(present) if index not in gone)))
         after[name, dim] = [index for index in present if index not in gone]
-    return Keep(tuple(cuts), tuple(_sizes(model, cuts))), after
-
-
-def _sizes(model: nn.Module, cuts: list[Cut]) -> list[tuple[str, int]]:
-    """The integer attributes of torch.nn layers that follow from the cut shapes."""
-    shapes: dict[str, list[int]] = {}
-    for cut in cuts:
-        shape = shapes.setdefault(cut.tensor, list(named_tensors(model)[cut.tensor].shape))
-        shape[cut.dim] = len(cut.index)
-    sizes: dict[str, int] = {}
-    for tensor, shape in shapes.items():
-        path, _, attribute = tensor.rpartition(".")
-        layer = module_at(model, path)
-        if isinstance(layer, nn.modules.conv._ConvNd) and attribute == "weight":
-            first, second = (1, 0) if layer.transposed else (0, 1)
-            depthwise = layer.groups > 1 and layer.in_channels == layer.groups
-            groups = layer.groups * shape[0] // layer.weight.shape[0] if depthwise else layer.groups
-            sizes |= {f"{path}.groups": groups}
-            sizes[f"{path}.out_channels"] = shape[first] * (groups if layer.transposed else 1)
-            sizes[f"{path}.in_channels"] = shape[second] * (1 if layer.transposed else groups)
-        elif isinstance(layer, nn.Linear) and attribute == "weight":
-            sizes |= {f"{path}.out_features": shape[0], f"{path}.in_features": shape[1]}
-        elif isinstance(layer, nn.modules.batchnorm._NormBase) and attribute in ("weight", "running_mean"):
-            sizes[f"{path}.num_features"] = shape[0]
-        elif isinstance(layer, nn.Embedding):
-            sizes[f"{path}.embedding_dim"] = shape[1]
-    return sorted(sizes.items())
+    return Keep(tuple(cuts), tuple(following_sizes(model, cuts))), after

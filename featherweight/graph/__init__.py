@@ -1,6 +1,6 @@
 """Which slices of which parameters must be removed together, read from one trace of the model.
 
-The model is exported once; labels are pushed through the exported graph by `featherweight.labels`, which says which
+The model is exported once; labels are pushed through the exported graph by `featherweight.graph.labels`, which says which
 indices of which parameters and buffers leave together. Components of that relation are the units of a coupled group.
 The idea of a coupled group: Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023.
 """
@@ -21,7 +21,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from featherweight.labels import Call, Value, apply, collapse, unknown, varying
+from featherweight.graph.labels import Call, Value, apply, collapse, unknown, varying
 from featherweight.trace import trace, where
 
 
