@@ -38,7 +38,8 @@ class Keep:
 
     Attributes:
         cuts: what each tensor keeps.
-        sizes: new values of integer attributes by dotted path, such as `("conv1.out_channels", 12)`.
+        sizes: new values of integer attributes by dotted path, such as `("conv1.out_channels", 12)`, or of one entry of a
+            tuple of them, `("norm.normalized_shape.0", 12)`.
     """
 
     cuts: tuple[Cut, ...]
@@ -150,6 +151,8 @@ def _replace(holders: Iterable[tuple[nn.Module, str]], value: Tensor | nn.Module
     for module, name in holders:
         table: dict[str, Any] = next(t for t in (module._modules, module._parameters, module._buffers) if name in t)
         table[name] = value
+        if isinstance(module, nn.RNNBase):  # it computes from a list of its own
+            module._flat_weights = [getattr(module, weight, None) for weight in module._flat_weights_names]
 
 
 def _apply_keep(model: nn.Module, edit: Keep) -> Undo:
@@ -174,26 +177,46 @@ def _apply_keep(model: nn.Module, edit: Keep) -> Undo:
             value = value.index_select(cut.dim, torch.tensor(cut.index, dtype=torch.long, device=value.device))
         kept: Tensor = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
         changes.append((_holders(model, tensor), kept))
-    sizes = [(module_at(model, path.rpartition(".")[0]), path.rpartition(".")[2], value) for path, value in edit.sizes]
-    for (path, size), (module, name, _) in zip(edit.sizes, sizes, strict=True):
-        if type(getattr(module, name, None)) is not int:
-            raise ModelError(
-                f"{path} is {getattr(module, name, None)!r}, not an integer size, and cannot become {size}"
-            )
-    before = [(module, name, getattr(module, name)) for module, name, _ in sizes]
+    sizes: dict[tuple[nn.Module, str], int | tuple[int, ...]] = {}
+    for path, size in edit.sizes:
+        _set_size(model, path, size, sizes)
+    before = {place: getattr(*place) for place in sizes}
     old = [(holders, _held(holders)) for holders, _ in changes]
     for holders, value in changes:
         _replace(holders, value)
-    for module, name, size in sizes:
+    for (module, name), size in sizes.items():
         setattr(module, name, size)
 
     def undo() -> None:
         for holders, value in old:
             _replace(holders, value)
-        for module, name, size in before:
+        for (module, name), size in before.items():
             setattr(module, name, size)
 
     return undo
+
+
+def _set_size(
+    model: nn.Module, path: str, size: int, sizes: dict[tuple[nn.Module, str], int | tuple[int, ...]]
+) -> None:
+    """Note the new value of an integer attribute, or of one entry of a tuple of them.
+
+    Raises:
+        ModelError: the attribute is neither.
+    """
+    owner, _, name = path.rpartition(".")
+    if name.isdecimal():
+        place, (owner, _, name) = int(name), owner.rpartition(".")
+        module = module_at(model, owner)
+        value = sizes.get((module, name), getattr(module, name, None))
+        if isinstance(value, tuple) and place < len(value):
+            sizes[module, name] = (*value[:place], size, *value[place + 1 :])
+            return
+    module = module_at(model, owner)
+    value = getattr(module, name, None)
+    if type(value) is not int:
+        raise ModelError(f"{path} is {value!r}, not an integer size, and cannot become {size}")
+    sizes[module, name] = size
 
 
 def _one_a_dimension(cuts: Sequence[Cut]) -> list[Cut]:

@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from featherweight.data import Inputs, describe, example_inputs, forward, tensors
-from featherweight.edits import Edit, Keep, Swap, Write, apply, masked_state, module_at, private_copy
+from featherweight.edits import Edit, Keep, Swap, apply, module_at, private_copy
 from featherweight.errors import FeatherweightError, ModelError, RecipeError
+from featherweight.masking import masked
 from featherweight.modes import evaluating
+from featherweight.sizes import alternatives
 from featherweight.technique import Context, Technique
 
 MASKED_TOLERANCE = 1e-3
@@ -58,9 +60,9 @@ def run(technique: Technique, model: nn.Module, context: Context) -> Outcome:
         edit = next(generator)
         while True:
             kept = _checked_apply(copied, edit, inputs, expected, context)
-            if kept:
-                done.append(edit)
-            edit = generator.send(kept)
+            if kept is not None:
+                done.append(kept)
+            edit = generator.send(kept is not None)
     except StopIteration:
         pass
     except FeatherweightError as error:
@@ -69,20 +71,24 @@ def run(technique: Technique, model: nn.Module, context: Context) -> Outcome:
     return Outcome(copied, done)
 
 
-def _checked_apply(model: nn.Module, edit: Edit, inputs: Inputs, expected: str, context: Context) -> bool:
-    reference = _masked_output(model, edit, inputs) if isinstance(edit, Keep) else None
-    try:
-        undo = apply(model, edit)
-    except ModelError as error:
-        _refuse(context, edit, str(error))
-        return False
-    reason = _what_is_wrong(model, edit, inputs, expected, reference)
-    if reason:
+def _checked_apply(model: nn.Module, edit: Edit, inputs: Inputs, expected: str, context: Context) -> Edit | None:
+    """Apply an edit, or a variant of it, and return what stayed; None after undoing it."""
+    reference = _reference(model, edit, inputs) if isinstance(edit, Keep) else None
+    reason = ""
+    for variant in (edit, *alternatives(model, edit)) if isinstance(edit, Keep) else (edit,):
+        try:
+            undo = apply(model, variant)
+        except ModelError as error:
+            reason = reason or str(error)
+            break
+        wrong = _what_is_wrong(model, variant, inputs, expected, reference)
+        if not wrong:
+            context.sparse.update(getattr(variant, "sparse", ()))
+            return variant
         undo()
-        _refuse(context, edit, reason)
-        return False
-    context.sparse.update(getattr(edit, "sparse", ()))
-    return True
+        reason = reason or wrong
+    _refuse(context, edit, reason)
+    return None
 
 
 def _refuse(context: Context, edit: Edit, reason: str) -> None:
@@ -119,19 +125,13 @@ def _is_called(model: nn.Module, path: str, inputs: Inputs) -> bool:
     return bool(called)
 
 
-def _masked_output(model: nn.Module, edit: Keep, inputs: Inputs) -> list[Tensor] | None:
-    """What the model gives with the removed slices zeroed.
-
-    In place and undone, because `functional_call` corrupts a model that registers one module twice.
-    """
+def _reference(model: nn.Module, edit: Keep, inputs: Inputs) -> list[Tensor] | None:
+    """What the cut model must give; None where the cut itself is wrong, which applying it explains."""
     try:
-        undo = apply(model, Write(masked_state(model, edit)))
+        with masked(model, edit):
+            return list(tensors(_try_forward(model, inputs, "with channels switched off")))
     except (KeyError, IndexError, ModelError):
-        return None  # applying the edit says why
-    try:
-        return list(tensors(_try_forward(model, inputs, "with channels zeroed")))
-    finally:
-        undo()
+        return None
 
 
 def _try_forward(model: nn.Module, inputs: Inputs, when: str) -> Any:
