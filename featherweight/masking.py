@@ -43,13 +43,19 @@ class _NormsOverKept(TorchFunctionMode):
         super().__init__()
         tensors = named_tensors(model)
         self.kept: dict[int, dict[int, Tensor]] = {}
+        self.removed: dict[tuple[int, int], Tensor] = {}  # by old and new size
         for cut in edit.cuts:
+            size = tensors[cut.tensor].shape[cut.dim]
+            gone = torch.ones(size, dtype=torch.bool).index_fill(0, torch.tensor(cut.index, dtype=torch.long), False)
+            self.removed[size, len(cut.index)] = gone.nonzero().flatten()
             self.kept.setdefault(id(tensors[cut.tensor]), {})[cut.dim] = torch.tensor(cut.index, dtype=torch.long)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Take over the norms; everything else goes its way."""
+        if func in (torch.Tensor.mean, torch.mean):
+            return self._mean(func, args, kwargs or {})
         rule = _NORMS.get(func)
         if rule is None:
             return func(*args, **(kwargs or {}))
@@ -69,6 +75,20 @@ class _NormsOverKept(TorchFunctionMode):
         elif given["num_groups"] == x.shape[1]:
             given["num_groups"] = given["input"].shape[1]
         return _put(func(**given), x, places)
+
+    def _mean(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The mean square of a norm written by hand: over the channels that stay, where those removed are all zero."""
+        whole = func(*args, **kwargs)
+        given = dict(zip(("input", "dim", "keepdim"), args, strict=False)) | kwargs
+        dims = given.get("dim")
+        dims = [dims] if isinstance(dims, int) else list(dims or ())
+        if not given.get("keepdim") or len(dims) != 1:
+            return whole
+        size = given["input"].shape[dims[0]]
+        for (old, new), gone in self.removed.items():
+            if old == size and not given["input"].index_select(dims[0], gone.to(whole.device)).any():
+                return whole * (old / new)
+        return whole
 
 
 _NORMS = {

@@ -384,6 +384,22 @@ def test_norms_over_cut_channels_see_those_that_stay(norm):
     assert len(groups["0"]) == (4 if getattr(norm, "num_groups", 0) == 2 else 8)
 
 
+class MeanSquare(nn.Module):
+    """The norm of the Llama family as its users write it."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+def test_a_mean_square_norm_written_by_hand_is_taken_over_those_that_stay():
+    groups, _ = check(nn.Sequential(nn.Linear(4, 8), MeanSquare(8), nn.Linear(8, 2)), torch.randn(2, 4))
+    assert {n: len(g) for n, g in groups.items()} == {"0": 8}
+
+
 def test_a_norm_without_gains_is_pinned_with_the_reason():
     model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 2))
     groups, pins = check(model, torch.randn(2, 4))

@@ -67,7 +67,11 @@ def reduction(call: Call) -> Any:
     """Sum, mean, maximum and the like over some dimensions."""
     x = call.values()[0]
     dims = call.dims(len(x.shape))
-    kept = call.free(x.layers, dims, "over its channels")
+    statistic = call.name == "mean" and call.get("keepdim", False) and call.feeds & {"rsqrt", "sqrt"}
+    if statistic:  # of a norm written by hand: taken over the channels that stay, as in `layer_norm`
+        kept = [layer for layer in x.layers if not varying(layer) & dims]
+    else:
+        kept = call.free(x.layers, dims, "over its channels")
     if not call.get("keepdim", False):
         kept = [layer.reshape([s for d, s in enumerate(layer.shape) if d not in dims]) for layer in kept]
     return call.result(kept)

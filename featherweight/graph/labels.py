@@ -57,6 +57,7 @@ class Call:
     shapes: tuple[tuple[int, ...], ...]  # of the results
     atoms: Atoms = field(repr=False)
     where: str  # "at model.py:41 (attention)"
+    feeds: frozenset[str] = frozenset()  # names of the operators that read the result, two steps on
 
     def why(self, text: str) -> str:
         """Return the reason for a pin: operator, what it does, line and layer."""
@@ -134,7 +135,12 @@ def merge(call: Call, values: Sequence[Value], rank: int) -> Line:
             fixed: set[int] = set()
             for j, other in enumerate(lines):
                 met = frozenset().union(*(varying(o) for o in other))
-                wide = call.atoms.attention == "heads" and values[j].static and bool(met) and met <= dims - {min(dims, default=0)}
+                wide = (
+                    call.atoms.attention == "heads"
+                    and values[j].static
+                    and bool(met)
+                    and met <= dims - {min(dims, default=0)}
+                )
                 fixed |= {d for d in dims if i != j and shapes[j][d] > 1 and (wide or not dims & met)}
             if fixed == dims:
                 call.atoms.pin(layer, call.why(FIXED))

@@ -52,10 +52,15 @@ def walk(program: ExportedProgram, tensors: dict[str, tuple[str, tuple[int, ...]
             known[node] = whole[node.args[1]] if isinstance(whole, tuple) else whole
         elif node.op == "call_function" and "_assert" not in str(node.target):
             args, kwargs = pytree.tree_map_only(Node, lambda n: known.get(n), (node.args, node.kwargs))
-            name = getattr(getattr(node.target, "overloadpacket", node.target), "__name__", str(node.target))
-            name = name if name.startswith("_") else name.rstrip("_")
-            call = Call(node.target, name, tuple(args), dict(kwargs), shapes or ((),), atoms, where(node))
+            feeds = frozenset(_name(user) for step in (node, *node.users) for user in step.users)
+            call = Call(node.target, _name(node), tuple(args), dict(kwargs), shapes or ((),), atoms, where(node), feeds)
             known[node] = unknown(call, "has a size that depends on the data") if dynamic else apply(call)
+
+
+def _name(node: Node) -> str:
+    """Return the operator's name without namespace, overload and the underscore of in-place variants."""
+    name = getattr(getattr(node.target, "overloadpacket", node.target), "__name__", str(node.target))
+    return name if name.startswith("_") else name.rstrip("_")
 
 
 def _shapes(node: Node) -> tuple[tuple[tuple[int, ...], ...], bool]:
