@@ -124,7 +124,11 @@ class Artifact:
             raise ArtifactError(
                 f"{self.path or 'the artifact'} holds no graph: it needs the original class, load(path, into=model)"
             )
-        return assemble(self.graph, self.state)
+        return assemble(self.graph, self._named())
+
+    def _named(self) -> dict[str, Tensor]:
+        """Every tensor under all of its names."""
+        return {**self.state, **{name: self.state[first] for name, first in self.aliases.items()}}
 
     def into(self, model: nn.Module) -> nn.Module:
         """Return a trainable copy of `model`, an instance of the original class, with the edits replayed and these weights.
@@ -136,7 +140,7 @@ class Artifact:
         with torch.device("meta"):  # sizes in a hostile file must not cost memory
             replay(copied, self.edits)
         tensors = named_tensors(copied)
-        wanted = {**self.state, **{name: self.state[first] for name, first in self.aliases.items()}}
+        wanted = self._named()
         persistent = set(copied.state_dict())
         for name in sorted(persistent ^ set(wanted)):
             where = "the file has no tensor" if name in persistent else f"{type(model).__name__} has no tensor"

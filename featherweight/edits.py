@@ -117,6 +117,10 @@ def private_copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
     baked: list[str] = []
     for path, module in list(copied.named_modules()):
         if parametrize.is_parametrized(module):
+            # its generated class is the original's too, and baking takes the weight's property off the class
+            shared = type(module)
+            own = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+            module.__class__ = type(shared.__name__, shared.__bases__, own)
             for name in list(module.parametrizations):
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
                 baked.append(f"{path}.{name}".lstrip("."))
@@ -184,14 +188,14 @@ def _apply_keep(model: nn.Module, edit: Keep) -> Undo:
     old = [(holders, _held(holders)) for holders, _ in changes]
     for holders, value in changes:
         _replace(holders, value)
-    for (module, name), size in sizes.items():
-        setattr(module, name, size)
+    for place, new in sizes.items():
+        setattr(*place, new)
 
     def undo() -> None:
         for holders, value in old:
             _replace(holders, value)
-        for (module, name), size in before.items():
-            setattr(module, name, size)
+        for place, value in before.items():
+            setattr(*place, value)
 
     return undo
 
@@ -208,9 +212,9 @@ def _set_size(
     if name.isdecimal():
         place, (owner, _, name) = int(name), owner.rpartition(".")
         module = module_at(model, owner)
-        value = sizes.get((module, name), getattr(module, name, None))
-        if isinstance(value, tuple) and place < len(value):
-            sizes[module, name] = (*value[:place], size, *value[place + 1 :])
+        entries = sizes.get((module, name), getattr(module, name, None))
+        if isinstance(entries, tuple) and place < len(entries):
+            sizes[module, name] = (*entries[:place], size, *entries[place + 1 :])
             return
     module = module_at(model, owner)
     value = getattr(module, name, None)

@@ -23,6 +23,7 @@ import torch
 from onnx import numpy_helper
 from onnxscript import opset18
 from torch import Tensor, nn
+from torch._decomp.decompositions import lstm_impl
 
 from featherweight.data import Data, Inputs, as_call, example_inputs
 from featherweight.errors import ArtifactError, ExportError
@@ -73,7 +74,7 @@ def export_graph(model: nn.Module, data: Data) -> Graph:
     try:
         with evaluating(model):
             program = _program(model, inputs, data)
-        exported = _exported(program).model
+        exported = _exported(_unrolled(program)).model
     except ExportError:
         raise
     except Exception as error:  # whatever the exporter raises
@@ -150,6 +151,17 @@ def _dynamic(value: Any, named: Mapping[int, str], batch: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_dynamic(item, named, batch) for item in value)
     return None
+
+
+def _unrolled(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Write LSTMs with projections out step by step, because the exporter drops the projection: ONNX's LSTM has none."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.lstm.input:
+            _, _, parameters, biases, layers, _, _, both, *_ = node.args
+            if len(parameters) // (layers * (2 if both else 1)) in ((5,) if biases else (3,)):
+                program = program.run_decompositions({torch.ops.aten.lstm.input: lstm_impl})
+                break
+    return program
 
 
 def _exported(program: torch.export.ExportedProgram) -> Any:

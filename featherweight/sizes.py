@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, islice
@@ -68,25 +68,31 @@ def alternatives(model: nn.Module, edit: Keep) -> Iterator[Keep]:
         edit: the cut, with the sizes of `following_sizes`.
     """
     tensors = named_tensors(model)
-    shares = {(tensors[cut.tensor].shape[cut.dim], len(cut.index)) for cut in edit.cuts}
+    changes = Counter((tensors[cut.tensor].shape[cut.dim], len(cut.index)) for cut in edit.cuts)
     owners = {path for cut in edit.cuts for path in _parents(cut.tensor)}
-    meant: dict[tuple[type, str, int, int], list[str]] = defaultdict(list)
+    meant: dict[tuple[type, str], list[tuple[str, int]]] = defaultdict(list)
+    exact: Counter[tuple[type, str]] = Counter()
     for path in sorted(owners):
         module = module_at(model, path)
         if type(module).__module__.startswith("torch.nn."):
             continue
         for name, value in vars(module).items():
-            if type(value) is int and value > 1:
-                dotted = f"{path}.{name}".lstrip(".")
-                exact = {new for old, new in shares if old == value}
-                scaled = {value * new // old for old, new in shares if value * new % old == 0 and 0 < new < old}
-                for new in exact or scaled:
-                    meant[type(module), name, value, new].append(dotted)
-    ranked = sorted(meant, key=lambda key: (-int((key[2], key[3]) in shares), key[1], key[2], key[3]))
+            new = _shrunk(value, changes) if type(value) is int and value > 1 else None
+            if new is not None:
+                meant[type(module), name].append((f"{path}.{name}".lstrip("."), new))
+                exact[type(module), name] += any(old == value for old, _ in changes)
+    ranked = sorted(meant, key=lambda key: (-exact[key], key[1]))
     choices = (some for count in range(1, len(ranked) + 1) for some in combinations(ranked, count))
     for some in islice(choices, _TRIES):
-        extra = tuple((path, key[3]) for key in some for path in meant[key])
-        yield replace(edit, sizes=edit.sizes + extra)
+        yield replace(edit, sizes=edit.sizes + tuple(size for key in some for size in meant[key]))
+
+
+def _shrunk(value: int, changes: Counter[tuple[int, int]]) -> int | None:
+    """What an attribute becomes that means a size that is cut, or divides one that is; None when it fits none."""
+    ranked = [change for change, _ in changes.most_common()]
+    fitting = [(old, new) for old, new in ranked if old == value]
+    fitting += [(old, new) for old, new in ranked if 0 < new < old and old % value == 0 and value * new % old == 0]
+    return value * fitting[0][1] // fitting[0][0] if fitting else None
 
 
 def _parents(tensor: str) -> list[str]:

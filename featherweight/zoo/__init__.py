@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from featherweight.zoo.catalog import Architecture, architectures
 from featherweight.zoo.small import Plain, randomise, small_models
 
-__all__ = ["Plain", "randomise", "small_models"]
+__all__ = ["Architecture", "Plain", "architectures", "randomise", "small_models"]
