@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from results import FOLDER
 
@@ -31,8 +32,18 @@ def rendered() -> str:
         lines.append(
             f"| `{row['id']}` | {got} | {row['seeds']} | {row['note'].replace('|', '/')} | `{row['command']}` |"
         )
+    for row in sorted(rows, key=lambda item: item["id"]):
+        details = row.get("details")
+        if isinstance(details, dict) and "table" in details:
+            lines += ["", f"## `{row['id']}`", "", *_table(details["table"])]
     machines = sorted({f"{row['machine']['cpu']} ({', '.join(row['machine']['features'])})" for row in rows})
     return "\n".join([*lines, "", f"Machine: {'; '.join(machines)}, one thread for latencies.", ""])
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a Markdown table of rows with the same keys."""
+    cells = [[str(value).replace("|", "/") for value in row.values()] for row in rows]
+    return [f"| {' | '.join(line)} |" for line in (list(rows[0]), ["---"] * len(rows[0]), *cells)]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,157 @@
+"""ResNet-56, CIFAR-10 (JPEG copy), at 2.1x and 2.57x fewer multiply-adds: ours against torch-pruning's group pruner.
+
+FEATHERWEIGHT_DATA=../shared/data python benchmarks/pruning_resnet56.py [--passes 1] [--seeds 3]
+
+Both start from the same fine-tuned network, count multiply-adds with the same counter and heal on the same batches with
+the same teacher, loss, rate and seed; the dense network heals as long. Option-A shortcuts pad with constants, so
+torch-pruning is told to leave the residual stream alone (it has no rule for it); ours finds out by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import functools
+import statistics
+import sys
+from typing import Any, cast
+
+import torch
+import torch_pruning
+from cifar import data
+from networks import resnet56
+from originals import folder, original
+from results import keep, kept, record
+from taught import taught
+from torch import nn
+
+from featherweight import Context, Data, Recipe, run
+from featherweight.allocation import allocate
+from featherweight.latency import latencies
+from featherweight.measurement import structure
+from featherweight.portable import assemble, export_graph
+from featherweight.scoring import evaluate
+from featherweight.techniques import Distill, PruneChannels, ReestimateNorms
+from featherweight.techniques.train import Training
+
+NAME = "pruning_resnet56"
+TARGETS = {"2.1x": 2.1, "2.57x": 2.57}
+OURS = PruneChannels(importance="fisher", ranking="global", minimum=1, batches=4)
+
+
+def main() -> None:
+    """Measure what is missing, one finished run at a time, and write the rows."""
+    options = argparse.ArgumentParser()
+    options.add_argument("--passes", type=int, default=1)
+    options.add_argument("--seeds", type=int, default=3)
+    asked = options.parse_args()
+    cifar = data()
+    tuned = Training(epochs=2, learning_rate=1e-3)
+    dense = original("resnet56", 0, lambda: resnet56(folder()).to(memory_format=torch.channels_last), cifar, tuned)
+    done = kept(NAME)
+    for seed in range(asked.seeds):
+        lessons = taught(cifar, dense, asked.passes, seed)
+        for who in ("ours 2.1x", "reference 2.1x", "dense", "ours 2.57x", "reference 2.57x"):
+            key = f"{who}, seed {seed}, passes {asked.passes}"
+            if key not in done:
+                small = dense if who == "dense" else pruned(who, dense, cifar)
+                done[key] = healed(small, lessons, seed)
+                keep(NAME, done)
+            sys.stderr.write(f"{key}: {done[key]}\n")
+    _rows(done, asked.passes, asked.seeds, dense, cifar)
+
+
+@functools.cache
+def pruned(who: str, dense: nn.Module, cifar: Data) -> nn.Module:
+    """Return the network cut to the target by ours or by the reference, before healing."""
+    method, target = who.split()
+    limit = int(macs(dense, cifar) / TARGETS[target])
+    if method == "ours":
+        chosen = dataclasses.replace(
+            cast(PruneChannels, allocate(OURS, dense, cifar, f"macs<={limit}", progress=_say)),
+            reconstruct=True,
+            batches=8,
+        )
+        return run(Recipe((chosen, ReestimateNorms())), dense, Context(data=cifar, teacher=dense, seed=0)).model
+    small = copy.deepcopy(dense)
+    stream = [module for path, module in small.named_modules() if path.endswith("conv2") or path in ("conv1", "linear")]
+    steps = torch_pruning.pruner.GroupNormPruner(
+        small,
+        torch.randn(1, 3, 32, 32),
+        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2, normalizer="max"),
+        global_pruning=True,
+        iterative_steps=400,
+        pruning_ratio=1.0,
+        max_pruning_ratio=1.0,
+        ignored_layers=stream,
+    )
+    while macs(small, cifar) > limit:
+        steps.step()
+    return run(ReestimateNorms(), small, Context(data=cifar, seed=0)).model
+
+
+def healed(model: nn.Module, lessons: Data, seed: int) -> dict[str, Any]:
+    """Heal and return test accuracy after and before, and multiply-adds."""
+    before = evaluate(model, lessons, "test").value
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    heal = Distill(epochs=1, learning_rate=2e-3, teacher_share=0.0)
+    model = run(heal, model, Context(data=lessons, seed=seed, report=_say)).model
+    return {
+        "accuracy": evaluate(model, lessons, "test").value,
+        "before_healing": before,
+        "macs": macs(model, lessons),
+    }
+
+
+def macs(model: nn.Module, cifar: Data) -> int:
+    """Multiply-adds of one image."""
+    return int(structure(model, cifar).macs or 0)
+
+
+def _rows(done: dict[str, Any], passes: int, seeds: int, dense: nn.Module, cifar: Data) -> None:
+    def scores(who: str) -> list[float]:
+        return [100 * done[f"{who}, seed {seed}, passes {passes}"]["accuracy"] for seed in range(seeds)]
+
+    def told(values: list[float]) -> str:
+        return ", ".join(f"{value:.2f}" for value in values)
+
+    for target in TARGETS:
+        ours, theirs = scores(f"ours {target}"), scores(f"reference {target}")
+        note = (
+            f"ours {told(ours)}; torch-pruning 1.6.1 {told(theirs)}; dense healed as long {told(scores('dense'))}; "
+            f"{passes} pass(es) of healing on the same batches, {done[f'ours {target}, seed 0, passes {passes}']['macs']:,} and "
+            f"{done[f'reference {target}, seed 0, passes {passes}']['macs']:,} of {macs(dense, cifar):,} multiply-adds"
+        )
+        gap = statistics.mean(a - b for a, b in zip(ours, theirs, strict=True))
+        record(NAME, f"pruning.resnet56.{target}.over_reference", round(gap, 2), seeds, note, done)
+    ours, whole = scores("ours 2.1x"), scores("dense")
+    drop = statistics.mean(b - a for a, b in zip(ours, whole, strict=True))
+    record(NAME, "pruning.resnet56.2.1x.drop", round(drop, 2), seeds, f"ours {told(ours)}; dense {told(whole)}")
+    small = pruned("ours 2.1x", dense, cifar)
+    share, note = realised(dense, small, cifar)
+    record(NAME, "pruning.resnet56.realised", round(share, 2), 1, note)
+
+
+def realised(dense: nn.Module, small: nn.Module, cifar: Data) -> tuple[float, str]:
+    """Return the gain in time over the gain in multiply-adds, on ONNX Runtime, one thread, batch 1, interleaved."""
+    exported = {
+        name: assemble(export_graph(m, cifar), m.state_dict()) for name, m in (("dense", dense), ("small", small))
+    }
+    timed = latencies(exported, cifar, seconds=5.0)
+    before, after = timed["dense"], timed["small"]
+    gain, fewer = before.median / after.median, macs(dense, cifar) / macs(small, cifar)
+    note = (
+        f"{before.median * 1e3:.3f} ms ({before.low * 1e3:.3f} to {before.high * 1e3:.3f}) against "
+        f"{after.median * 1e3:.3f} ms ({after.low * 1e3:.3f} to {after.high * 1e3:.3f}): {gain:.2f}x for {fewer:.2f}x fewer "
+        f"multiply-adds, {after.runs} interleaved calls"
+    )
+    return gain / fewer, note
+
+
+def _say(message: str, share: float) -> None:
+    sys.stderr.write(f"{message} {share:.0%}\n")
+
+
+if __name__ == "__main__":
+    main()
