@@ -1,4 +1,4 @@
-"""The benchmark networks that are in no package: the CIFAR ResNets of He et al. (2016) with option-A shortcuts."""
+"""The benchmark networks that are in no package: CIFAR ResNets (He et al., 2016) with option-A shortcuts, and VGG-19."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ def resnet(depth: int, weights: Path | None = None) -> nn.Module:
     """Return a ResNet-20 or -56, with the weights of a safetensors file if one is given."""
     model = ResNet((depth - 2) // 6)
     if weights is not None:
-        model.load_state_dict(
-            {key.removeprefix("module."): value for key, value in load_file(weights).items()}, strict=False
-        )
+        model.load_state_dict({key.removeprefix("module."): value for key, value in load_file(weights).items()})
     return model.eval()
 
 
@@ -64,3 +62,36 @@ def resnet20(folder: Path) -> nn.Module:
     """Return ResNet-20 with the weights trained on lossless CIFAR-10."""
     torch.manual_seed(0)
     return resnet(20, folder / "weights" / "cifar10_resnet20.safetensors")
+
+
+def resnet56(folder: Path) -> nn.Module:
+    """Return ResNet-56 with the weights trained on lossless CIFAR-10; 853,018 parameters."""
+    return resnet(56, folder / "weights" / "cifar10_resnet56.safetensors")
+
+
+class VGG(nn.Module):
+    """VGG-19 (Simonyan & Zisserman, 2015) for 32 x 32 images: 16 convolutions with batch norm and one linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inside = 3
+        for width, count in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
+            for _ in range(count):
+                layers += [nn.Conv2d(inside, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                inside = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(512, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits `[n, 10]` of images `[n, 3, 32, 32]`."""
+        return self.classifier(self.features(x).flatten(1))
+
+
+def vgg19(folder: Path) -> nn.Module:
+    """Return VGG-19 with the weights trained on the JPEG copy of CIFAR-10; 20,035,018 parameters, float32."""
+    model = VGG()
+    stored = load_file(folder / "weights" / "cifar10jpeg_vgg19.safetensors")
+    model.load_state_dict({key: value.float() for key, value in stored.items()})
+    return model.eval()

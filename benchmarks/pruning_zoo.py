@@ -145,6 +145,23 @@ def main(names: list[str]) -> None:
         write(rows)
 
 
+def _line(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    """One model in the table that `page.py` renders."""
+    peer = row["peer"]
+    return {
+        "model": name,
+        "parameters": f"{row['parameters']:,}",
+        "kept": f"{row.get('kept', 1.0):.2f}",
+        "masked against shrunk": f"{row['difference']:.0e}" if "difference" in row else row["failed"],
+        "left whole": "; ".join(
+            reason for reason in row["stopped"] if not reason.endswith("it is an output of the model")
+        ),
+        "torch-pruning keeps": f"{peer['kept']:.2f}"
+        if peer["outcome"] == "ok"
+        else f"{peer['outcome']}: {peer['error'][:80]}",
+    }
+
+
 def write(rows: dict[str, dict[str, Any]]) -> None:
     """Record the four figures, the whole table with the first."""
     failed = [name for name, row in rows.items() if row["failed"]]
@@ -161,7 +178,7 @@ def write(rows: dict[str, dict[str, Any]]) -> None:
         1,
         f"{count}; pruned, compared with the masked model, exported, run on ONNX Runtime and trained one step; "
         f"what broke: {', '.join(failed) or 'nothing'}",
-        rows,
+        {"table": [_line(name, row) for name, row in rows.items()]},
     )
     record(
         NAME,

@@ -34,7 +34,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None
     failure: Exception | None = None
     for example, strict in ((pairs, False), (pairs, True), ((args, kwargs or {}), False)):
         try:
-            with evaluating(model), _unfused(), warnings.catch_warnings():
+            with evaluating(model), unfused(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return torch.export.export(model, example[0], example[1], strict=strict)
         except Exception as error:  # the exporter raises whatever the model's own code raises
@@ -47,8 +47,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None
 
 
 @contextmanager
-def _unfused() -> Iterator[None]:
-    """Switch the fused encoder layer off: it would hide its hidden units in one operator."""
+def unfused() -> Iterator[None]:
+    """Switch the fused encoder layer off: it would hide its hidden units in one operator, and calls no hooks of its children."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -83,6 +83,31 @@ def test_ties_stay_tied():
     assert module.first is module.again
 
 
+def test_a_graph_with_ties_is_whole_before_it_is_saved():
+    task, output, artifact = squeezed("transformer")
+    inputs = inputs_of(task, 3)
+    with torch.no_grad():
+        (got,) = artifact.run(inputs)
+        torch.testing.assert_close(torch.from_numpy(got), output(inputs), rtol=1e-4, atol=1e-4)
+
+
+class Projected(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, 2, proj_size=3, bidirectional=True, batch_first=True)
+
+    def forward(self, steps):
+        return self.lstm(steps)[0]
+
+
+def test_an_lstm_with_projections_runs_outside_pytorch():
+    model, steps = randomise(Projected(), 1).eval(), torch.randn(3, 5, 4)
+    artifact = package(model, [], {}, export_graph(model, Data(example=steps[:1])))
+    with torch.no_grad():
+        (got,) = artifact.run(steps)
+        torch.testing.assert_close(torch.from_numpy(got), model(steps), rtol=1e-4, atol=1e-5)
+
+
 class Named(nn.Module):
     def __init__(self):
         super().__init__()

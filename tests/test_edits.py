@@ -5,8 +5,21 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
-from featherweight.edits import Cut, Keep, Swap, Write, apply, from_json, masked_state, named_tensors, replay, to_json
+from featherweight.edits import (
+    Cut,
+    Keep,
+    Swap,
+    Write,
+    apply,
+    from_json,
+    masked_state,
+    named_tensors,
+    private_copy,
+    replay,
+    to_json,
+)
 from featherweight.errors import ArtifactError, ModelError
 from featherweight.zoo import randomise, small_models
 
@@ -71,6 +84,38 @@ def test_keep_on_a_tied_tensor_reaches_every_holder():
         assert same(before, snapshot(model))
     with pytest.raises(ModelError, match=r"embedding\.weight are one tensor"):
         apply(model, Keep((both[0], Cut("head.weight", 0, (1, 2)))))
+
+
+def test_sizes_in_tuples_and_the_weights_a_recurrent_layer_lists():
+    model = nn.Sequential(nn.LayerNorm((4, 6)), nn.GRU(6, 5))
+    cuts = (
+        Cut("0.weight", 0, (0, 2)),
+        Cut("0.weight", 1, (1, 2, 5)),
+        Cut("0.bias", 0, (0, 2)),
+        Cut("0.bias", 1, (1, 2, 5)),
+    )
+    undo = apply(model, Keep(cuts, (("0.normalized_shape.0", 2), ("0.normalized_shape.1", 3))))
+    assert model[0].normalized_shape == (2, 3)
+    assert model[0](torch.randn(2, 3)).shape == (2, 3)
+    undo()
+    assert model[0].normalized_shape == (4, 6)
+    undo = apply(model, Keep((Cut("1.weight_ih_l0", 1, (0, 3)),), (("1.input_size", 2),)))
+    assert model[1](torch.randn(7, 1, 2))[0].shape == (7, 1, 5)
+    undo()
+    assert model[1](torch.randn(7, 1, 6))[0].shape == (7, 1, 5)
+    with pytest.raises(ModelError, match=r"normalized_shape\.2 is \(4, 6\), not an integer size"):
+        apply(model, Keep((), (("0.normalized_shape.2", 2),)))
+
+
+def test_baking_a_parametrized_weight_leaves_the_model_as_it_was():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 4)))
+    values = torch.randn(2, 3)
+    before = model(values)
+    copied, baked = private_copy(model)
+    assert baked == ["0.weight"]
+    assert torch.equal(copied(values), before)
+    assert torch.equal(model(values), before)
+    assert parametrize.is_parametrized(model[0])
 
 
 def test_keep_on_a_module_registered_twice():

@@ -14,25 +14,63 @@ from featherweight.technique import Recipe, Technique, name_of
 from featherweight.techniques import (
     TECHNIQUES,
     Distill,
+    FactorRecurrent,
     FoldBatchNorm,
     LowRank,
+    PruneBlocks,
     PruneChannels,
+    PruneMovement,
+    PruneSparseGpt,
+    PruneWanda,
     PruneWeights,
     QuantizeStatic,
     QuantizeWeights,
+    ReestimateNorms,
+    RegularizeGroups,
 )
 from featherweight.testing import check_technique
 from featherweight.zoo import small_models
 
 MODELS = tuple(small_models())
 SETTINGS = {
-    "prune_weights": [PruneWeights(ratio=0.5), PruneWeights(ratio=0.5, epochs=1)],
-    "prune_channels": [PruneChannels(ratio=0.4), PruneChannels(ratio=0.4, ranking="global", importance="random")],
-    "low_rank": [LowRank(energy=0.5)],
+    "prune_weights": [
+        PruneWeights(ratio=0.5),
+        PruneWeights(ratio=0.5, epochs=1),
+        PruneWeights(ratio=0.5, ranking="erk", pattern="3x2"),
+        PruneWeights(ratio=0.5, pattern="2:4", epochs=1),
+    ],
+    "prune_wanda": [PruneWanda(ratio=0.5), PruneWanda(ratio=0.5, per="layer"), PruneWanda(ratio=0.5, pattern="1:2")],
+    "prune_sparse_gpt": [PruneSparseGpt(ratio=0.5), PruneSparseGpt(ratio=0.5, pattern="2:4")],
+    "prune_movement": [PruneMovement(ratio=0.5, epochs=1), PruneMovement(ratio=0.5, epochs=1, ranking="global")],
+    "prune_blocks": [PruneBlocks(ratio=0.5), PruneBlocks(ratio=0.5, importance="loss")],
+    "prune_channels": [
+        PruneChannels(ratio=0.4),
+        PruneChannels(ratio=0.4, ranking="global", importance="random"),
+        PruneChannels(ratio=0.4, ranking="isomorphic", importance="taylor", batches=1),
+        PruneChannels(ratio=0.4, importance="activation", reconstruct=True, batches=1),
+        PruneChannels(ratio=0.4, importance="geometric_median", attention="width", multiple=2),
+    ],
+    "low_rank": [
+        LowRank(energy=0.5),
+        LowRank(rank="ratio", method="whitened", shape="auto", sequential=True, batches=1),
+        LowRank(rank="spread", method="fisher", shape="tucker", multiple=2),
+        LowRank(rank="bayes", shape="spatial"),
+    ],
+    "factor_recurrent": [
+        FactorRecurrent(rank="ratio"),
+        FactorRecurrent(energy=0.5, method="svd", hidden="factors"),
+        FactorRecurrent(rank="spread", hidden="shared", multiple=2),
+    ],
     "quantize_weights": [QuantizeWeights(bits=4), QuantizeWeights(bits=3, per_channel=False)],
     "quantize_static": [QuantizeStatic()],
-    "distill": [Distill(epochs=1)],
+    "distill": [
+        Distill(epochs=1),
+        Distill(epochs=1, loss="dkd", mixing="learnt"),
+        Distill(epochs=1, loss="dist + 0.1 * logits", mixing="falling"),
+    ],
     "fold_batch_norm": [FoldBatchNorm()],
+    "reestimate_norms": [ReestimateNorms()],
+    "regularize_groups": [RegularizeGroups(epochs=1)],
 }
 CASES = [setting for technique in TECHNIQUES for setting in SETTINGS.get(name_of(technique), [technique()])]
 STAGES = (

@@ -22,8 +22,8 @@ ORDER = tuple(
     re.findall(
         r"\w+",
         """
-    errors modes data scoring verdict budget layers coding costs edits trace graph sizes technique scoping running
-    techniques recipe_files allocation supernet portable runtimes artifact arrays latency measurement inspection search
+    errors modes data scoring verdict budget layers coding costs edits masking trace graph sizes technique scoping running
+    techniques recipe_files supernet portable runtimes artifact arrays latency measurement allocation inspection search
     report preflight job proof pipeline compare tasks zoo testing cli
 """,
     )
@@ -158,7 +158,7 @@ def test_every_technique_has_its_file_test_row_and_few_settings(technique):
             " ".join(map(str, choices))
             if choices
             else ""
-            if isinstance(field.default, bool)
+            if isinstance(field.default, bool | str)
             else f"{low:g} to {high:g}"
         )
         wanted = f"`{field.name}` {default}" + (f" ({limits})" if limits else "")

@@ -8,8 +8,17 @@ from typing import Any
 from torch import nn
 
 from featherweight.errors import ModelError, closest
-from featherweight.layers.plain import convolution, factored_convolution, factored_linear, identity, linear
+from featherweight.layers.attention import MultiHeadAttention
+from featherweight.layers.factored import (
+    factored_convolution,
+    factored_linear,
+    separable_convolution,
+    tucker_convolution,
+)
+from featherweight.layers.factored_recurrent import FactoredGRU, FactoredLSTM
+from featherweight.layers.plain import convolution, identity, linear
 from featherweight.layers.quantized import QuantizedConv, QuantizedLayer, QuantizedLinear
+from featherweight.layers.skip import Skip
 
 KINDS: dict[str, Callable[..., nn.Module]] = {
     "identity": identity,
@@ -17,8 +26,14 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "convolution": convolution,
     "factored_linear": factored_linear,
     "factored_convolution": factored_convolution,
+    "separable_convolution": separable_convolution,
+    "tucker_convolution": tucker_convolution,
+    "factored_lstm": FactoredLSTM,
+    "factored_gru": FactoredGRU,
     "quantized_linear": QuantizedLinear,
     "quantized_convolution": QuantizedConv,
+    "attention": MultiHeadAttention,
+    "skip": Skip,
 }
 
 
@@ -40,4 +55,4 @@ def build(kind: str, options: dict[str, Any]) -> nn.Module:
         raise ModelError(f"layer kind {kind!r} cannot be built with {options}: {error}") from error
 
 
-__all__ = ["KINDS", "QuantizedConv", "QuantizedLayer", "QuantizedLinear", "build"]
+__all__ = ["KINDS", "MultiHeadAttention", "QuantizedConv", "QuantizedLayer", "QuantizedLinear", "Skip", "build"]

@@ -1,4 +1,4 @@
-"""Ordinary `torch.nn` layers as kinds: what folding leaves behind and what factorization puts in place."""
+"""Ordinary `torch.nn` layers as kinds: what folding leaves behind, and what the other kinds are made of."""
 
 from __future__ import annotations
 
@@ -41,29 +41,6 @@ def convolution(
         dilation=tuple(dilation),  # type: ignore[arg-type]
         groups=groups,
         bias=bias,
-    )
-
-
-def factored_linear(in_features: int, rank: int, out_features: int, bias: bool = True) -> nn.Module:
-    """Return two linear layers in a row, `in -> rank -> out`."""
-    return nn.Sequential(nn.Linear(in_features, rank, bias=False), nn.Linear(rank, out_features, bias=bias))
-
-
-def factored_convolution(
-    in_channels: int,
-    rank: int,
-    out_channels: int,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int] | str,
-    dilation: list[int],
-    bias: bool = True,
-) -> nn.Module:
-    """Return a convolution to `rank` channels and a pointwise one to `out_channels` (Zhang et al., 2016)."""
-    ones = [1] * len(kernel_size)
-    return nn.Sequential(
-        convolution(in_channels, rank, kernel_size, stride, padding, dilation, bias=False),
-        convolution(rank, out_channels, ones, ones, [0] * len(kernel_size), ones, bias=bias),
     )
 
 

@@ -4,30 +4,51 @@ from __future__ import annotations
 
 from featherweight.technique import Technique
 from featherweight.techniques.distill import Distill
+from featherweight.techniques.factor_recurrent import FactorRecurrent
 from featherweight.techniques.fold_batch_norm import FoldBatchNorm
 from featherweight.techniques.low_rank import LowRank
+from featherweight.techniques.prune_blocks import PruneBlocks
 from featherweight.techniques.prune_channels import PruneChannels
+from featherweight.techniques.prune_movement import PruneMovement
+from featherweight.techniques.prune_sparse_gpt import PruneSparseGpt
+from featherweight.techniques.prune_wanda import PruneWanda
 from featherweight.techniques.prune_weights import PruneWeights
 from featherweight.techniques.quantize_static import QuantizeStatic
 from featherweight.techniques.quantize_weights import QuantizeWeights
+from featherweight.techniques.reestimate_norms import ReestimateNorms
+from featherweight.techniques.regularize_groups import RegularizeGroups
 
 TECHNIQUES: tuple[type[Technique], ...] = (
     FoldBatchNorm,
+    PruneBlocks,
     PruneChannels,
     LowRank,
+    FactorRecurrent,
     PruneWeights,
+    PruneWanda,
+    PruneSparseGpt,
+    PruneMovement,
     QuantizeStatic,
     QuantizeWeights,
     Distill,
+    ReestimateNorms,
+    RegularizeGroups,
 )
 
 __all__ = [
     "TECHNIQUES",
     "Distill",
+    "FactorRecurrent",
     "FoldBatchNorm",
     "LowRank",
+    "PruneBlocks",
     "PruneChannels",
+    "PruneMovement",
+    "PruneSparseGpt",
+    "PruneWanda",
     "PruneWeights",
     "QuantizeStatic",
     "QuantizeWeights",
+    "ReestimateNorms",
+    "RegularizeGroups",
 ]

@@ -20,18 +20,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from featherweight.data import batches, forward, rebuild, select_output
+from featherweight.data import batches, example_inputs, forward, rebuild, select_output
 from featherweight.data import tensors as all_tensors
 from featherweight.edits import named_tensors
 from featherweight.errors import DataError, ModelError
 from featherweight.layers import QuantizedLayer
 from featherweight.scoring import evaluate, loss_function
 from featherweight.technique import Context
+from featherweight.techniques.imitation import imitation, output_kind
+from featherweight.techniques.matching import Matching, Term, captured, terms
+
+_DKD_WARM_UP = 1 / 12  # of the training, as 20 of 240 epochs in the paper
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,26 @@ class Training:
     patience: int = 0
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """How the teacher is followed.
+
+    Attributes:
+        loss: a sum of losses on outputs and features; see `matching.terms`.
+        mixing: of the teacher's part with the task's loss: `"fixed"` at `teacher_share`, `"falling"` in a line from 1 to it
+            or `"rising"` from it to 1 over the training, or `"learnt"` from there by gradient descent through a sigmoid.
+    """
+
+    loss: str = "soft_targets"
+    mixing: str = "fixed"
+
+
 Schedule = Callable[[float, float], bool]
 """Called before each step with the shares of training done before the last step and this one, 0 to 1; returns whether
 its target has been reached. It holds no state of its own, so that a resumed run repeats it exactly."""
+AfterBackward = Callable[[dict[str, nn.Parameter]], None]
+"""Called between the backward pass and the step with the parameters that are trained, by name; it reads their gradients and
+may change them in place."""
 
 
 @contextmanager
@@ -81,6 +101,9 @@ def fit(
     training: Training,
     schedule: Schedule | None = None,
     masks: dict[str, Tensor] | None = None,
+    after_backward: AfterBackward | None = None,
+    memory: dict[str, Tensor] | None = None,
+    guidance: Guidance | None = None,
 ) -> None:
     """Train the model in place on `context.data.train`, with the context's teacher, and keep the best epoch.
 
@@ -94,10 +117,14 @@ def fit(
         schedule: a change that goes on during training, such as gradual pruning; epochs before it reports its target
             reached are not candidates for the best.
         masks: boolean masks by tensor name that the schedule updates; applied after every step.
+        after_backward: sees, and may change, the gradients of each step, such as by those of a penalty.
+        memory: tensors that schedule and after_backward write to in place; checkpoints hold them.
+        guidance: how the teacher is followed; its soft targets, with a fixed weight, when None.
 
     Raises:
-        DataError: the training data is empty, has NaN, or its labels are out of range.
-        ModelError: the loss stopped being finite.
+        DataError: the training data is empty, has NaN, or its labels are out of range; or features are to be matched and
+            there is no teacher.
+        ModelError: the loss stopped being finite, or features cannot be matched.
     """
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer) and module.codes is not None]
     for layer in layers:
@@ -106,7 +133,7 @@ def fit(
     held = dict(_sparse_masks(model, context.sparse))
     held.update(masks if masks is not None else {})
     try:
-        _Loop(model, context, training, schedule, held).run()
+        _Loop(model, context, training, schedule, held, after_backward, memory or {}, guidance or Guidance()).run()
     finally:
         for module, mode in modes:
             module.training = mode
@@ -133,8 +160,12 @@ class _Loop:
         training: Training,
         schedule: Schedule | None,
         masks: dict[str, Tensor],
+        after_backward: AfterBackward | None,
+        memory: dict[str, Tensor],
+        guidance: Guidance,
     ) -> None:
         self.model, self.context, self.training, self.schedule, self.masks = model, context, training, schedule, masks
+        self.after_backward, self.guidance, self.done = after_backward, guidance, 0.0
         self.loss = loss_function(context.data)
         outside = [module for path, module in model.named_modules() if not context.in_scope(path)]
         held = {id(parameter) for module in outside for parameter in module._parameters.values()}
@@ -145,11 +176,19 @@ class _Loop:
         slow = [p for name, p in self.parameters.items() if name.endswith(".scale")]
         flat = [p for name, p in self.parameters.items() if not name.endswith(".scale") and p.dim() < 2]
         full = [p for name, p in self.parameters.items() if not name.endswith(".scale") and p.dim() >= 2]
+        self.terms = terms(guidance.loss)
+        self.matching = _matching(self.terms, model, context)
+        self.balance = nn.Parameter(torch.tensor(training.teacher_share, device=context.device).logit(eps=0.01))
+        self.companions = {f"companion.{name}": p for name, p in self.matching.named_parameters()}
+        if guidance.mixing == "learnt":
+            self.companions["companion.balance"] = self.balance
+        self.memory = memory | {name: p.detach() for name, p in self.companions.items()}
         rate, decay = training.learning_rate, training.weight_decay
         groups = [
             {"params": full, "lr": rate, "weight_decay": decay},
             {"params": flat, "lr": rate, "weight_decay": 0.0},
             {"params": slow, "lr": rate / 10, "weight_decay": 0.0},
+            {"params": list(self.companions.values()), "lr": rate, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]] or [torch.zeros(())])
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -158,7 +197,7 @@ class _Loop:
         self.best_score = -math.inf
         self.best: dict[str, Tensor] = {}
         self.steps = _steps_per_epoch(context)
-        self.path = _checkpoint_path(model, context, training, schedule is not None)
+        self.path = _checkpoint_path(model, context, training, guidance, schedule is not None)
         self.bfloat16 = _mixed_precision_pays(context.device)
 
     def run(self) -> None:
@@ -193,7 +232,7 @@ class _Loop:
         seed = self.context.draw("epoch", self.epoch)
         with seeded(seed), _reseeded_loader(self.context.data.train, seed):
             for index, (inputs, target) in enumerate(batches(self.context.data.train, "train", self.context.device)):
-                done = min(1.0, (self.epoch * self.steps + index) / total)
+                self.done = done = min(1.0, (self.epoch * self.steps + index) / total)
                 if self.schedule is not None:
                     ready = self.schedule(max(0.0, done - 1 / total), done)
                 factor = min(1.0, (done + 1e-3) / 0.05) * 0.5 * (1 + math.cos(math.pi * done))
@@ -208,30 +247,56 @@ class _Loop:
                     )
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
+                if self.after_backward is not None:
+                    self.after_backward(self.parameters)
                 self.optimizer.step()
         self._apply_masks()
         return ready
 
     def _loss_of(self, inputs: Any, target: Any) -> Tensor:
-        context, training = self.context, self.training
+        context = self.context
         if context.data.step is not None:
             return context.data.step(self.model, (inputs, target))
-        with torch.autocast(context.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with captured(self.model, self.matching.student_paths) as seen, self._autocast():
             output = forward(self.model, inputs)
         if self.bfloat16:
             output = rebuild(output, [value.float() for value in all_tensors(output)])
-        share = training.teacher_share if context.teacher is not None else 0.0
-        if target is None and context.teacher is None:
-            raise DataError("Data.train has no targets and there is no teacher: healing needs one of them")
-        share = 1.0 if target is None else share
+        if target is not None and context.teacher is None:
+            return self.loss(output, target)
+        if target is None:
+            return self._imitated(inputs, output, target, seen)
+        share = self._share()
         loss = self.loss(output, target) * (1 - share) if share < 1 else torch.zeros((), device=context.device)
-        if share > 0 and context.teacher is not None:
-            with torch.no_grad(), torch.autocast(context.device.type, torch.bfloat16, enabled=self.bfloat16):
-                wanted = forward(context.teacher, inputs)
-            student, teacher = (select_output(part, context.data.output).float() for part in (output, wanted))
-            loss = loss + share * imitation(
-                student, teacher, context.data.loss == "cross_entropy", training.temperature
-            )
+        return loss + share * self._imitated(inputs, output, target, seen) if share > 0 else loss
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def _share(self) -> float | Tensor:
+        """The weight of the teacher's part now."""
+        share = self.training.teacher_share
+        if self.guidance.mixing == "learnt":
+            return self.balance.sigmoid()
+        if self.guidance.mixing == "fixed":
+            return share
+        return share + (1 - share) * (self.done if self.guidance.mixing == "rising" else 1 - self.done)
+
+    def _imitated(self, inputs: Any, output: Any, target: Any, seen: dict[str, Tensor]) -> Tensor:
+        """The teacher's part of the loss: every term of the sum."""
+        context, teacher = self.context, self.context.teacher
+        if teacher is None:
+            raise DataError("Data.train has no targets and there is no teacher: healing needs one of them")
+        with torch.no_grad(), captured(teacher, self.matching.teacher_paths) as wanted_seen, self._autocast():
+            wanted = forward(teacher, inputs)
+        student, followed = (select_output(part, context.data.output).float() for part in (output, wanted))
+        loss = self.matching(seen, wanted_seen) if self.matching.pairs else student.new_zeros(())
+        kind = output_kind(context.data.loss)
+        for term in self.terms:
+            if not term.student:
+                warmth = min(1.0, self.done / _DKD_WARM_UP)
+                loss = loss + term.weight * imitation(
+                    student, followed, kind, self.training.temperature, term.loss, target, warmth
+                )
         return loss
 
     def _apply_masks(self) -> None:
@@ -260,7 +325,8 @@ class _Loop:
         stored = {f"model/{name}": tensor for name, tensor in named_tensors(self.model).items()}
         stored |= {f"best/{name}": tensor for name, tensor in self.best.items()}
         stored |= {f"mask/{name}": mask for name, mask in self.masks.items()}
-        for name, parameter in self.parameters.items():
+        stored |= {f"memory/{name}": tensor for name, tensor in self.memory.items()}
+        for name, parameter in (self.parameters | self.companions).items():
             stored |= {f"optimizer/{name}/{key}": value for key, value in self.optimizer.state[parameter].items()}
         facts = {"epoch": self.epoch, "waited": self.waited, "best_score": self.best_score}
         metadata = {"facts": json.dumps(facts), "torch": torch.__version__}
@@ -275,7 +341,8 @@ class _Loop:
         try:
             with safe_open(self.path, "pt") as stored:
                 facts = json.loads(stored.metadata()["facts"])
-                values: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "mask": {}, "optimizer": {}}
+                kinds = ("model", "best", "mask", "memory", "optimizer")
+                values: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
                 for key in stored.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                     kind, _, name = key.partition("/")
                     values[kind][name] = stored.get_tensor(key).to(self.context.device)
@@ -283,29 +350,33 @@ class _Loop:
             return False  # a damaged checkpoint costs its training run, never a wrong result
         self._load(values["model"])
         self.best = values["best"]
-        for name, mask in values["mask"].items():
-            self.masks[name].copy_(mask)  # in place: the schedule goes on writing to these very tensors
+        for table, held in ((self.masks, values["mask"]), (self.memory, values["memory"])):
+            for name, tensor in held.items():
+                table[name].copy_(tensor)  # in place: the schedule goes on writing to these very tensors
         for name, value in values["optimizer"].items():
             owner, _, key = name.rpartition("/")
-            self.optimizer.state[self.parameters[owner]][key] = value.cpu() if key == "step" else value
+            self.optimizer.state[(self.parameters | self.companions)[owner]][key] = (
+                value.cpu() if key == "step" else value
+            )
         self.epoch, self.waited, self.best_score = facts["epoch"], facts["waited"], facts["best_score"]
         return True
 
 
-def imitation(student: Tensor, teacher: Tensor, classes: bool, temperature: float) -> Tensor:
-    """How far the student's output is from the teacher's: soft targets for classes, squared error otherwise.
+def _matching(found: tuple[Term, ...], model: nn.Module, context: Context) -> Matching:
+    """The losses on features, their projections drawn from the context's seed.
 
-    Args:
-        student: `[batch, classes, ...]` logits, or any output.
-        teacher: the same shape.
-        classes: whether dimension 1 holds logits.
-        temperature: divides the logits; the loss is scaled by its square (Hinton et al., 2015).
+    Raises:
+        DataError: there are such losses and no teacher.
     """
-    if not classes or student.dim() < 2:
-        return F.mse_loss(student, teacher)
-    wanted = F.softmax(teacher / temperature, 1)
-    given = F.log_softmax(student / temperature, 1)
-    return -(wanted * given).sum(1).mean() * temperature**2
+    points = [term for term in found if term.student]
+    if points and context.teacher is None:
+        raise DataError(
+            f"{points[0].loss} {points[0].student} compares features with a teacher's, and there is no teacher"
+        )
+    teacher = context.teacher if context.teacher is not None else model
+    inputs = example_inputs(context.data, context.device) if points else ()
+    with seeded(context.draw("projections")):
+        return Matching(points, model, teacher, inputs)
 
 
 def _mixed_precision_pays(device: torch.device) -> bool:
@@ -338,7 +409,9 @@ def _reseeded_loader(loader: Any, seed: int) -> Iterator[None]:
         generator.set_state(state)
 
 
-def _checkpoint_path(model: nn.Module, context: Context, training: Training, scheduled: bool) -> Path | None:
+def _checkpoint_path(
+    model: nn.Module, context: Context, training: Training, guidance: Guidance, scheduled: bool
+) -> Path | None:
     """A file named by everything the result depends on, so that no other run can pick it up by mistake."""
     if context.workspace is None:
         return None
@@ -349,6 +422,7 @@ def _checkpoint_path(model: nn.Module, context: Context, training: Training, sch
         context.scope,
         sorted(context.sparse),
         training,
+        guidance,
         scheduled,
     )
     digest = hashlib.sha256(repr(settings).encode())

@@ -1,5 +1,6 @@
 """Training: it heals, never harms, needs no labels, respects scope, and a killed run ends with the same bits."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -15,7 +16,8 @@ from featherweight.scoping import only
 from featherweight.scoring import evaluate, lower
 from featherweight.technique import Context, Recipe
 from featherweight.techniques import Distill, PruneWeights, QuantizeStatic, QuantizeWeights
-from featherweight.techniques.train import imitation
+from featherweight.techniques.imitation import imitation
+from featherweight.techniques.train import Guidance, Training, fit
 from featherweight.zoo import Plain, randomise, small_models
 
 
@@ -61,9 +63,9 @@ def test_never_worse_than_the_start_on_validation(teacher, quantize, rate):
 
 def test_distillation_loss_by_hand():
     student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]])
-    assert imitation(student, teacher, True, 1.0).item() == pytest.approx(torch.log(torch.tensor(2.0)).item())
-    assert imitation(student, teacher, True, 2.0).item() == pytest.approx(4 * torch.log(torch.tensor(2.0)).item())
-    assert imitation(student, teacher, False, 1.0).item() == pytest.approx(2.0)
+    assert imitation(student, teacher, "classes", 1.0).item() == pytest.approx(torch.log(torch.tensor(2.0)).item())
+    assert imitation(student, teacher, "classes", 2.0).item() == pytest.approx(4 * torch.log(torch.tensor(2.0)).item())
+    assert imitation(student, teacher, "values", 1.0).item() == pytest.approx(2.0)
 
 
 class Raising:
@@ -82,10 +84,19 @@ class Raising:
         self.epochs += 1
 
 
-@pytest.mark.parametrize("before", [None, QuantizeWeights(bits=4), QuantizeStatic()], ids=str)
-def test_a_killed_run_ends_with_the_same_bits(teacher, tmp_path, before):
+FITTED = {"loss": "dkd + hint features.2 -> features.4", "mixing": "learnt"}
+RISING = {"loss": "dist", "mixing": "rising"}
+
+
+@pytest.mark.parametrize(
+    ("before", "settings"),
+    [(None, {}), (QuantizeWeights(bits=4), {}), (QuantizeStatic(), {}), (None, FITTED), (None, RISING)],
+    ids=str,
+)
+def test_a_killed_run_ends_with_the_same_bits(teacher, tmp_path, before, settings):
     data = teacher_data(teacher)
-    steps = Recipe((*((before,) if before else (PruneWeights(ratio=0.5),)), Distill(epochs=6, learning_rate=0.003)))
+    distill = Distill(epochs=6, learning_rate=0.003, **settings)
+    steps = Recipe((*((before,) if before else (PruneWeights(ratio=0.5),)), distill))
     wanted, _ = run(steps, teacher, Context(data=data, teacher=teacher, seed=4))
     loader = Raising(data.train)
     killed = dataclasses.replace(data, train=loader)
@@ -121,6 +132,8 @@ def test_a_checkpoint_serves_no_other_run(teacher, tmp_path):
         (Context(data=data, teacher=teacher, workspace=tmp_path), Distill(epochs=1)),
         (Context(data=data, teacher=teacher, workspace=tmp_path, seed=1), Distill(epochs=1)),
         (Context(data=data, teacher=teacher, workspace=tmp_path), Distill(epochs=1, learning_rate=0.01)),
+        (Context(data=data, teacher=teacher, workspace=tmp_path), Distill(epochs=1, loss="dist")),
+        (Context(data=data, teacher=teacher, workspace=tmp_path), Distill(epochs=1, mixing="learnt")),
         (Context(data=other, teacher=teacher, workspace=tmp_path), Distill(epochs=1)),
         (Context(data=data, teacher=randomise(Plain(), 7).eval(), workspace=tmp_path), Distill(epochs=1)),
     )
@@ -215,3 +228,49 @@ def test_dropout_and_shuffling_draw_from_the_seed():
     outputs = [run(step, model, Context(data=data, seed=seed)).model for seed in (1, 1, 2)]
     assert same(outputs[0], outputs[1])
     assert not same(outputs[0], outputs[2])
+
+
+def shares(mixing, share, rate=0.0):
+    """The teacher's share at each of five steps: the gradient of a task's loss of slope 1 where the teacher's slope is 0."""
+    model, ones, seen = nn.Linear(1, 1), torch.ones(4, 1), []
+    data = Data(
+        example=ones,
+        train=[(ones, ones)] * 5,
+        validate=[(ones, ones)],
+        loss=lambda output, _: output.mean() - output.mean().detach() + 1.0,
+        score="mse",
+    )
+    fit(
+        model,
+        Context(data=data, teacher=copy.deepcopy(model)),
+        Training(1, rate, share),
+        after_backward=lambda parameters: seen.append(1 - parameters["bias"].grad.item()),
+        guidance=Guidance("none", mixing),
+    )
+    return seen
+
+
+def test_mixing_with_the_tasks_loss():
+    assert shares("fixed", 0.6) == pytest.approx([0.6] * 5)
+    assert shares("falling", 0.6) == pytest.approx([1.0, 0.92, 0.84, 0.76, 0.68])
+    assert shares("rising", 0.5) == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
+    assert shares("learnt", 0.6) == pytest.approx([0.6] * 5)
+    learnt = shares("learnt", 0.6, rate=0.1)
+    assert learnt == sorted(learnt), "the teacher's part is the smaller one here"
+    assert learnt[-1] > learnt[0] == pytest.approx(0.6)
+
+
+def test_a_loss_of_torch_is_known_for_what_it_is(teacher):
+    """Cross entropy under its function follows the teacher by soft targets, as under its name."""
+    data = dataclasses.replace(teacher_data(teacher), score=lower(F.cross_entropy))
+    start = run(PruneWeights(ratio=0.5), teacher, Context(data=data)).model
+    first, second = (
+        run(
+            Distill(epochs=2, learning_rate=0.01),
+            start,
+            Context(data=dataclasses.replace(data, loss=loss), teacher=teacher),
+        ).model
+        for loss in ("cross_entropy", F.cross_entropy)
+    )
+    assert same(first, second)
+    assert not same(first, start)

@@ -1,6 +1,7 @@
 """Unstructured pruning by hand, and zeros that stay."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -8,12 +9,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from featherweight.data import Data, Task
+from featherweight.errors import RecipeError
 from featherweight.running import run
 from featherweight.scoping import only
 from featherweight.scoring import lower
 from featherweight.technique import Context, Recipe
 from featherweight.techniques import Distill, PruneWeights, QuantizeStatic, QuantizeWeights
-from featherweight.techniques.scores import lamp, masks_at
+from featherweight.techniques.matrices import matrices
+from featherweight.techniques.patterns import block_norms, parse_pattern
+from featherweight.techniques.scores import erk_densities, lamp, masks_at
 from featherweight.zoo import small_models
 
 
@@ -143,3 +147,95 @@ def test_unlabelled_data_and_no_teacher_is_refused():
 
     with pytest.raises(DataError, match="no teacher"):
         run(PruneWeights(epochs=1), task.model, Context(data=data))
+
+
+def test_erk_by_hand():
+    """Shares (1 + 2) / 2 and (4 + 4) / 16; half of 18 weights: 1.5 c 2 + 0.5 c 16 = 9 would overfill the first."""
+    weights = {"a": torch.ones(1, 2), "b": torch.ones(4, 4)}
+    densities = erk_densities(weights, 0.5)
+    assert densities == {"a": 1.0, "b": pytest.approx(7 / 16)}
+    assert erk_densities(weights, 0.2) == {"a": pytest.approx(1.5 * 3.6 / 11), "b": pytest.approx(0.5 * 3.6 / 11)}
+    masks = masks_at({"a": torch.ones(1, 2), "b": torch.arange(16.0).reshape(4, 4)}, 0.5, "erk")
+    assert masks["a"].all()
+    assert masks["b"].flatten().tolist() == [False] * 9 + [True] * 7
+
+
+def test_two_of_four_by_hand():
+    weight = torch.tensor([[[1.0, -4.0], [2.0, 3.0], [9.0, 0.1]], [[5.0, 6.0], [-7.0, 8.0], [0.1, 9.0]]])
+    mask = masks_at({"a": weight}, 0.5, "global", parse_pattern("2:4", 0.5, "x"))["a"]
+    assert (weight * mask).tolist() == [
+        [[0, -4], [0, 3], [9.0, pytest.approx(0.1)]],
+        [[0, 0], [-7, 8], [pytest.approx(0.1), 9]],
+    ]
+    assert masks_at({"a": weight}, 0.3, "layer", parse_pattern("2:4", 0.5, "x"))["a"].sum() == 10, (
+        "one of four, on the way"
+    )
+
+
+def test_blocks_by_hand():
+    weight = torch.tensor([[3.0, 0.0, 1.0], [0.0, 0.0, 1.0], [2.0, 2.0, 1.5]])
+    pattern = parse_pattern("2x2", 0.5, "x")
+    assert block_norms(weight, pattern).flatten().tolist() == pytest.approx([1.5, 1.0, 2.0, 1.5])
+    mask = masks_at({"a": weight}, 0.5, "layer", pattern)["a"]
+    assert mask.tolist() == [[True, True, False], [True, True, False], [True, True, False]]
+    wide = masks_at({"a": torch.randn(6, 3, 3, 3)}, 0.75, "lamp", parse_pattern("4x4", 0.75, "x"))["a"].flatten(1)
+    for part in (*wide[:4].split(4, 1), *wide[4:].split(4, 1)):
+        assert part.all() or not part.any()
+
+
+@pytest.mark.parametrize(("pattern", "ratio"), [("2:4", 0.5), ("1:3", 0.667), ("4x1", 0.5), ("2x8", 0.8)])
+@pytest.mark.parametrize("epochs", [0, 4])
+def test_patterns_hold_at_once_and_gradually(pattern, ratio, epochs):
+    task = small_models()["residual"]
+    output, _, context = prune(PruneWeights(ratio, pattern=pattern, epochs=epochs), task)
+    for name in context.sparse:
+        zeros = output.get_parameter(name).flatten(1) == 0
+        first, second = map(int, re.split("[:x]", pattern))
+        if ":" in pattern:
+            whole = zeros.shape[1] // second * second
+            assert (zeros[:, :whole].reshape(-1, second).sum(1) == second - first).all(), name
+            assert not zeros[:, whole:].any(), name
+        else:
+            for rows in zeros.split(first):
+                assert all(part.all() or not part.any() for part in rows.split(second, 1)), name
+    count = sum(output.get_parameter(name).numel() for name in context.sparse)
+    gone = sum(int((output.get_parameter(name) == 0).sum()) for name in context.sparse)
+    assert gone == pytest.approx(ratio * count, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("2:4", r"pattern='2:4' removes 0.5, not ratio=0.9: give that ratio"),
+        ("5:4", "keeps more than there is"),
+        ("0x4", "cannot be read"),
+        (124, "in quotes in YAML"),
+    ],
+)
+def test_unreadable_patterns_are_refused(pattern, message):
+    with pytest.raises(RecipeError, match=message):
+        PruneWeights(0.9, pattern=pattern)
+
+
+def test_attention_projections_are_pruned():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.MultiheadAttention(8, 2)
+
+        def forward(self, x):
+            return self.inner(x, x, x)[0]
+
+    data = Data(example=torch.randn(2, 3, 8))
+    context = Context(data=data)
+    run(PruneWeights(0.5), Model(), context)
+    assert context.sparse == {"inner.in_proj_weight", "inner.out_proj.weight"}
+    assert set(matrices(Model(), Context(data=data, scope=(("!inner.out_proj",),)))) == {"inner.in_proj_weight"}
+
+
+def test_gradual_pruning_keeps_zeros_of_earlier_steps():
+    task = small_models()["perceptron"]
+    output, _, context = prune(Recipe((PruneWeights(0.6, "layer"), PruneWeights(0.3, "layer", epochs=3))), task)
+    for name in context.sparse:
+        value = output.get_parameter(name)
+        assert int((value != 0).sum()) == round(value.numel() * 0.4), name

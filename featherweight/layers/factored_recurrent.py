@@ -1,0 +1,165 @@
+"""LSTM and GRU with matrices of low rank: each layer reads fewer inputs, and may store its hidden matrix as two factors.
+
+What is stored and what is computed are separate: a runtime has one kernel for a recurrent layer, and it takes a dense hidden
+matrix, so factors are multiplied once, when the model is loaded. Narrower inputs are multiplied for all steps at once, in
+front of the kernel, and save time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+_SUFFIXES = ("", "_reverse")
+
+
+class FactoredHidden(nn.RNNBase):
+    """Mixed into one recurrent layer: its matrices are what linear layers make of the identity matrix.
+
+    `weight_ih` is one layer, `weight_hh` two in a row; so they can be pruned and quantized like any others.
+    """
+
+    def factor(self, rank: int) -> None:
+        """Put linear layers in the place of the matrices, to the gates and, for the hidden ones, to `rank` before."""
+        gates, ways = len(self.get_parameter("weight_hh_l0")), 2 if self.bidirectional else 1
+        for suffix in _SUFFIXES[:ways]:
+            del self._parameters[f"weight_ih_l0{suffix}"], self._parameters[f"weight_hh_l0{suffix}"]
+        self.incoming = nn.ModuleList(nn.Linear(self.input_size, gates, bias=False) for _ in range(ways))
+        self.hidden = nn.ModuleList(
+            nn.Sequential(nn.Linear(self.hidden_size, rank, bias=False), nn.Linear(rank, gates, bias=False))
+            for _ in range(ways)
+        )
+
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        """What PyTorch's forward computes with, in the order of `_flat_weights_names`."""
+        held = dict(self._parameters)
+        for kind, size in (("incoming", self.input_size), ("hidden", self.hidden_size)):
+            layers = self._modules.get(kind)
+            for suffix, layer in zip(_SUFFIXES, layers if isinstance(layers, nn.ModuleList) else (), strict=False):
+                like = next(tensor for tensor in layer.state_dict().values() if tensor.is_floating_point())
+                identity = torch.eye(size, dtype=like.dtype, device=like.device)
+                held[f"weight_{'ih' if kind == 'incoming' else 'hh'}_l0{suffix}"] = layer(identity).T
+        return [held.get(name) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, _: Any) -> None:
+        """Take nothing: the list is made anew at each forward."""
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: there is no list whose memory could be made one piece."""
+
+
+class FactoredHiddenLSTM(FactoredHidden, nn.LSTM):
+    """One LSTM layer, one or both directions, whose hidden matrices are stored as factors."""
+
+
+class FactoredHiddenGRU(FactoredHidden, nn.GRU):
+    """One GRU layer, one or both directions, whose hidden matrices are stored as factors."""
+
+
+class FactoredRecurrent(nn.Module):
+    """An `nn.LSTM` or `nn.GRU` as single layers, each behind a linear one to fewer inputs; calls and results are the same.
+
+    Attributes:
+        projections: one for each layer, `nn.Linear(inputs, rank)` without bias, or an identity.
+        layers: one for each layer, both directions together.
+    """
+
+    cells: tuple[type[nn.LSTM] | type[nn.GRU], type[FactoredHidden]]
+    """The class of a layer, and the one with a factored hidden matrix."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        input_ranks: Sequence[int],
+        hidden_ranks: Sequence[int],
+        shared: bool = False,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+    ) -> None:
+        """Build fresh layers.
+
+        Args:
+            input_size: features of a step.
+            hidden_size: hidden units of each direction.
+            input_ranks: one for each layer; 0 leaves its input matrix dense.
+            hidden_ranks: one for each layer; 0 leaves its hidden matrix dense.
+            shared: whether the first factor of a hidden matrix is the projection in front of the next layer too, where both
+                have the same rank; one direction only.
+            bias: as of `nn.LSTM`.
+            batch_first: as of `nn.LSTM`.
+            dropout: between layers while training, 0 to 1.
+            bidirectional: as of `nn.LSTM`.
+
+        Raises:
+            ValueError: the ranks are not one for each layer, or two directions are to share.
+        """
+        super().__init__()
+        if len(input_ranks) != len(hidden_ranks) or (shared and bidirectional):
+            raise ValueError("there is one input rank and one hidden rank a layer, and only one direction can share")
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.projections, self.layers = nn.ModuleList(), nn.ModuleList()
+        width = input_size
+        for inner, outer in zip(input_ranks, hidden_ranks, strict=True):
+            self.projections.append(nn.Linear(width, inner, bias=False) if inner else nn.Identity())
+            dense, factored = self.cells
+            options: dict[str, Any] = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
+            layer = (factored if outer else dense)(inner or width, hidden_size, **options)  # type: ignore[arg-type]
+            if isinstance(layer, FactoredHidden):
+                layer.factor(outer)
+            self.layers.append(layer)
+            width = hidden_size * (2 if bidirectional else 1)
+        for place, outer in enumerate(hidden_ranks[:-1] if shared else ()):
+            if outer and outer == input_ranks[place + 1]:
+                self.projections[place + 1] = self.layers[place].get_submodule("hidden.0.0")
+
+    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Tensor | PackedSequence, Any]:
+        """Run all layers; arguments and results are named and shaped as those of `nn.LSTM` or `nn.GRU`.
+
+        Args:
+            input: `[steps, batch, features]`, `[batch, steps, features]` when `batch_first`, without a batch, or packed.
+            hx: the initial state, `[layers * directions, batch, hidden]`, two of them for an LSTM; zeros when None.
+        """
+        ways = 2 if self.bidirectional else 1
+        values, finals = input, []
+        for place, (projection, layer) in enumerate(zip(self.projections, self.layers, strict=True)):
+            start = None if hx is None else _each(lambda state, first=place * ways: state[first : first + ways], hx)
+            if place and self.training and self.dropout:
+                values = _on(lambda steps: F.dropout(steps, self.dropout), values)
+            values, final = layer(_on(projection, values), start)
+            finals.append(final)
+        if isinstance(finals[0], tuple):
+            return values, tuple(torch.cat(states) for states in zip(*finals, strict=True))
+        return values, torch.cat(finals)
+
+
+class FactoredLSTM(FactoredRecurrent):
+    """An `nn.LSTM` with matrices of low rank."""
+
+    cells = (nn.LSTM, FactoredHiddenLSTM)
+
+
+class FactoredGRU(FactoredRecurrent):
+    """An `nn.GRU` with matrices of low rank."""
+
+    cells = (nn.GRU, FactoredHiddenGRU)
+
+
+def _on(function: Any, steps: Tensor | PackedSequence) -> Any:
+    """Apply a function of features to steps, packed or not."""
+    return steps._replace(data=function(steps.data)) if isinstance(steps, PackedSequence) else function(steps)
+
+
+def _each(function: Any, state: Any) -> Any:
+    """Apply a function to the hidden state, or to hidden and cell state."""
+    return tuple(map(function, state)) if isinstance(state, tuple) else function(state)

@@ -1,0 +1,255 @@
+"""How much each unit of a coupled group matters: read from its weights, or from what calibration data says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from featherweight.data import batches, forward, select_output
+from featherweight.edits import module_at, named_tensors
+from featherweight.graph import CoupledGroup
+from featherweight.modes import evaluating
+from featherweight.scoring import loss_function
+from featherweight.technique import Context
+
+KINDS = ("l2", "l1", "batch_norm", "geometric_median", "taylor", "fisher", "activation", "random")
+FROM_DATA = frozenset({"taylor", "fisher", "activation"})
+
+
+def importance(
+    model: nn.Module, groups: Sequence[CoupledGroup], kind: str, context: Context, count: int
+) -> list[Tensor]:
+    """Return the importance of each unit of each group, `[units]` float64, at least 0.
+
+    `"taylor"` and `"fisher"` estimate a change of the loss and compare across groups as they are; all others are relative
+    to the group's mean. Where a group has no batch norm, or no layer whose output is one tensor, `"batch_norm"` and
+    `"activation"` fall back to `"l2"`.
+
+    Args:
+        model: comes back as it was, gradients included.
+        groups: of this model.
+        kind: one of `KINDS`. `"l1"`, `"l2"`: norm of all slices that leave with the unit (Li et al., 2017), each member
+            relative to its mean (Fang et al., 2023). `"batch_norm"`: |gamma| (Liu et al., 2017).
+            `"geometric_median"`: sum of distances to the other units (He et al., 2019). `"taylor"`: square of the sum of
+            weight times gradient (Molchanov et al., 2019). `"fisher"`: sum of the squares of weight times gradient, the
+            diagonal of the empirical Fisher matrix (Theis et al., 2018). `"activation"`: mean L2 norm of the output
+            channel. `"random"`: a baseline.
+        context: data, teacher, seed and device.
+        count: calibration batches to read, for the kinds in `FROM_DATA`.
+
+    Raises:
+        DataError: there is no calibration data, or it does not fit the loss.
+    """
+    if not groups:
+        return []
+    if kind == "random":
+        return [
+            torch.rand(len(group), generator=context.rng(group.name, place), dtype=torch.float64)
+            for place, group in enumerate(groups)
+        ]
+    tensors = named_tensors(model)
+    if kind in ("taylor", "fisher"):
+        return _from_gradients(model, groups, context, count, together=kind == "taylor")
+    found: list[Tensor | None]
+    if kind == "geometric_median":
+        found = [_distances(group, tensors) for group in groups]
+    elif kind == "batch_norm":
+        found = [_gammas(group, model) for group in groups]
+    elif kind == "activation":
+        found = _activations(model, groups, context, count)
+    else:
+        found = [None] * len(groups)
+    power = 1 if kind == "l1" else 2
+    scores = [
+        _magnitudes(group, tensors, power) if score is None else score
+        for group, score in zip(groups, found, strict=True)
+    ]
+    return [score / score.mean().clamp_min(1e-30) for score in scores]
+
+
+def within(model: nn.Module, group: CoupledGroup, context: Context) -> bool:
+    """Whether all outputs that a unit of the group takes with it are in scope; the inputs of others follow."""
+    for name, dim in group.members:
+        path, _, attribute = name.rpartition(".")
+        layer = module_at(model, path)
+        turned = isinstance(layer, nn.Embedding) or getattr(layer, "transposed", False)
+        if dim == int(turned and attribute == "weight") and not context.in_scope(path):
+            return False
+    return True
+
+
+def indices(group: CoupledGroup) -> list[Tensor]:
+    """Return, for each member of a group, the indices that each unit owns, `[units, owned]` int64."""
+    return [torch.tensor([unit[member] for unit in group.units]) for member in range(len(group.members))]
+
+
+def sums(values: Tensor, dim: int) -> Tensor:
+    """Return the sum of `values` over all dimensions but `dim`, `[size of dim]` float64 on the CPU."""
+    return values.detach().movedim(dim, 0).flatten(1).sum(1).cpu().double() if values.dim() > 1 else _plain(values)
+
+
+def _plain(values: Tensor) -> Tensor:
+    return values.detach().cpu().double()
+
+
+def _matrices(group: CoupledGroup, tensors: dict[str, Tensor]) -> Iterator[tuple[Tensor, int, Tensor]]:
+    """Values, dimension and indices of the members that have a say; biases and statistics move with their channel."""
+    for (name, dim), owned in zip(group.members, indices(group), strict=True):
+        if tensors[name].dim() >= 2:
+            yield _plain(tensors[name]), dim, owned
+
+
+def _magnitudes(group: CoupledGroup, tensors: dict[str, Tensor], power: int) -> Tensor:
+    total = torch.zeros(len(group), dtype=torch.float64)
+    for values, dim, owned in _matrices(group, tensors):
+        norms = sums(values.abs().pow(power), dim)
+        total += (norms / norms.mean().clamp_min(1e-30))[owned].mean(1)
+    return total.pow(1 / power)
+
+
+def _distances(group: CoupledGroup, tensors: dict[str, Tensor]) -> Tensor | None:
+    squares = torch.zeros(len(group), len(group), dtype=torch.float64)
+    for values, dim, owned in _matrices(group, tensors):
+        rows = values.movedim(dim, 0)[owned].flatten(1)
+        squares += torch.cdist(rows, rows).square() / rows.square().sum(1).mean().clamp_min(1e-30)
+    return squares.sqrt().sum(1)
+
+
+def _gammas(group: CoupledGroup, model: nn.Module) -> Tensor | None:
+    found = []
+    for (name, _), owned in zip(group.members, indices(group), strict=True):
+        path, _, attribute = name.rpartition(".")
+        layer = module_at(model, path)
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and attribute == "weight":
+            found.append(_plain(layer.weight).abs()[owned].mean(1))
+    return torch.stack(found).sum(0) if found else None
+
+
+def _activations(model: nn.Module, groups: Sequence[CoupledGroup], context: Context, count: int) -> list[Tensor | None]:
+    producers: dict[str, int] = {}
+    for group in groups:
+        for name, dim in group.members:
+            channel = _output_channel(model, name, dim)
+            if channel is not None:
+                producers[name] = channel
+    norms: dict[str, Tensor] = {}
+    seen: dict[str, int] = {}
+
+    def watch(name: str, channel: int) -> Any:
+        def see(_: nn.Module, __: Any, output: Tensor) -> None:
+            each = output.detach().movedim(channel, 1)
+            norm = each.reshape(each.shape[0], each.shape[1], -1).norm(dim=2).sum(0)
+            norms[name] = norms.get(name, 0) + _plain(norm)
+            seen[name] = seen.get(name, 0) + each.shape[0]
+
+        return module_at(model, name.rpartition(".")[0]).register_forward_hook(see)
+
+    with ExitStack() as stack:
+        for name, channel in producers.items():
+            stack.callback(watch(name, channel).remove)
+        stack.enter_context(evaluating(model))
+        for inputs, _ in islice(batches(context.data.calibrate, "calibrate", context.device), count):
+            forward(model, inputs)
+    found: list[Tensor | None] = []
+    for group in groups:
+        members = zip(group.members, indices(group), strict=True)
+        means = [
+            (norms[name] / seen[name])[owned].mean(1)
+            for (name, dim), owned in members
+            if name in norms and _output_channel(model, name, dim) is not None
+        ]
+        scaled = [mean / mean.mean().clamp_min(1e-30) for mean in means]
+        found.append(torch.stack(scaled).sum(0) if scaled else None)
+    return found
+
+
+def _output_channel(model: nn.Module, name: str, dim: int) -> int | None:
+    """The dimension of a layer's output that dimension `dim` of its weight makes, or None where it makes none."""
+    path, _, attribute = name.rpartition(".")
+    layer = module_at(model, path)
+    if attribute != "weight":
+        return None
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        makes = dim == (1 if layer.transposed else 0) and not (layer.transposed and layer.groups > 1)
+        return -1 - len(layer.kernel_size) if makes else None
+    if isinstance(layer, nn.Linear | nn.Embedding):
+        return -1 if dim == int(isinstance(layer, nn.Embedding)) else None
+    return None
+
+
+def _from_gradients(
+    model: nn.Module, groups: Sequence[CoupledGroup], context: Context, count: int, together: bool
+) -> list[Tensor]:
+    """Mean over batches of `(sum w g)^2` (together) or of `sum (w g)^2`, over everything that leaves with a unit."""
+    totals = [torch.zeros(len(group), dtype=torch.float64) for group in groups]
+    owned = [indices(group) for group in groups]
+    members = {member for group in groups for member in group.members}
+    read = 0
+    for products in _products(model, {name for name, _ in members}, context, count):
+        read += 1
+        values = products if together else {name: product.square() for name, product in products.items()}
+        each = {(name, dim): sums(values[name], dim) for name, dim in members if name in values}
+        for total, group, places in zip(totals, groups, owned, strict=True):
+            change = torch.zeros_like(total)
+            for member, place in zip(group.members, places, strict=True):
+                if member in each:
+                    change += each[member][place].sum(1)
+            total += change.square() if together else change
+    return [total / read for total in totals]
+
+
+def _products(model: nn.Module, names: set[str], context: Context, count: int) -> Iterator[dict[str, Tensor]]:
+    """Weight times gradient of the loss by name, for each calibration batch, in evaluation mode."""
+    weights = {name: p for name, p in model.named_parameters() if name in names and p.is_floating_point()}
+    draw = context.rng("targets")
+    with evaluating(model), torch.enable_grad(), _differentiable(list(weights.values())):
+        for inputs, target in islice(batches(context.data.calibrate, "calibrate", context.device), count):
+            loss = _loss(model, context, inputs, target, draw)
+            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            yield {
+                name: weight.detach() * gradient
+                for (name, weight), gradient in zip(weights.items(), found, strict=True)
+                if gradient is not None
+            }
+
+
+@contextmanager
+def _differentiable(weights: list[nn.Parameter]) -> Iterator[None]:
+    """Let gradients flow to frozen weights too, and through recurrent layers in evaluation mode, which cuDNN refuses."""
+    before = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        for weight, required in zip(weights, before, strict=True):
+            weight.requires_grad_(required)
+
+
+def _loss(model: nn.Module, context: Context, inputs: Any, target: Any, draw: torch.Generator) -> Tensor:
+    """The task's loss; without labels, against targets drawn from what the teacher predicts.
+
+    The model's own output as target would have no gradient at all; drawn targets give the Fisher matrix itself.
+    """
+    data = context.data
+    if data.step is not None:
+        return data.step(model, (inputs, target))
+    if target is not None:
+        return loss_function(data)(forward(model, inputs), target)
+    student = select_output(forward(model, inputs), data.output)
+    with torch.no_grad():
+        taught = model if context.teacher is None else context.teacher
+        wanted = select_output(forward(taught, inputs), data.output)
+    if data.loss == "cross_entropy" and wanted.dim() > 1:
+        chances = F.softmax(wanted, 1).movedim(1, -1).flatten(0, -2).cpu()
+        labels = torch.multinomial(chances, 1, generator=draw).reshape(wanted.movedim(1, -1).shape[:-1])
+        return F.cross_entropy(student, labels.to(student.device))
+    noise = torch.randn(wanted.shape, generator=draw).to(wanted)
+    return F.mse_loss(student, wanted + noise)

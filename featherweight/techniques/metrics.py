@@ -1,0 +1,77 @@
+"""What a change of each weight matrix costs: by its values alone, by what enters it, or by what the loss makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.data import batches as read
+from featherweight.edits import module_at
+from featherweight.modes import evaluating
+from featherweight.technique import Context
+from featherweight.techniques.factorizations import Metric
+from featherweight.techniques.importance import _differentiable, _loss
+from featherweight.techniques.moments import first_names, moments
+
+METHODS = ("svd", "whitened", "fisher")
+FROM_DATA = frozenset({"whitened", "fisher"})
+_LEAST = 1e-4  # of the mean importance; a row that the loss never saw still counts a little
+
+
+def metrics(model: nn.Module, context: Context, paths: Sequence[str], method: str, batches: int) -> dict[str, Metric]:
+    """Return the metric of each weight matrix of the layers at these paths, by the first name of its tensor.
+
+    A matrix that calibration data never reached has none. Layers with groups are not meant.
+
+    Args:
+        model: comes back as it was.
+        context: gives calibration data, seed and device.
+        paths: dotted paths of layers of the types in `moments.LAYERS`.
+        method: `"svd"`: every change counts alike. `"whitened"`: by the squared error of the outputs, once the bias has made
+            good their mean (Wang et al., "SVD-LLM", ICLR 2025). `"fisher"`: by row and by column as much as the squares of
+            the loss's gradients add up to there (Hsu et al., "Language model compression with weighted low-rank
+            factorization", ICLR 2022, on both sides).
+        batches: how many calibration batches to read.
+
+    Raises:
+        DataError: calibration data is needed and missing, or has NaN.
+    """
+    names = first_names(model)
+    held = [
+        (names[id(value)], value) for path in paths for value in module_at(model, path).parameters() if value.dim() > 1
+    ]
+    if not held or method == "svd":
+        return {name: Metric() for name, _ in held}
+    if method == "fisher":
+        return {name: _fisher(squares) for name, squares in _gradients(model, context, dict(held), batches).items()}
+    return {
+        name: Metric(second[0] - torch.outer(first[0], first[0]), first[0])
+        for name, (first, second) in moments(model, context, paths, batches).items()
+    }
+
+
+def _fisher(squares: Tensor) -> Metric:
+    """The metric of rank one in the squared gradients `[out, in]`: its rows and columns have their sums."""
+    rows, columns = (squares.sum(dim) for dim in (1, 0))
+    rows, columns = (values / values.mean().clamp_min(1e-300) + _LEAST for values in (rows, columns))
+    return Metric(inputs=torch.diag(columns), rows=rows.sqrt())
+
+
+def _gradients(model: nn.Module, context: Context, weights: dict[str, nn.Parameter], count: int) -> dict[str, Tensor]:
+    """Sums over calibration batches of the squared gradients of the loss, `[out, in]` float64, by name."""
+    sums: dict[str, Tensor] = {}
+    draw = context.rng("targets")
+    with evaluating(model), torch.enable_grad(), _differentiable(list(weights.values())):
+        for inputs, target in islice(read(context.data.calibrate, "calibrate", context.device), count):
+            loss = _loss(model, context, inputs, target, draw)
+            if not loss.requires_grad:  # none of the weights has a part in it
+                continue
+            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            for (name, weight), gradient in zip(weights.items(), found, strict=True):
+                if gradient is not None:
+                    square = gradient.double().square().reshape(len(weight), -1)
+                    sums[name] = sums[name] + square if name in sums else square
+    return sums
