@@ -32,6 +32,15 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/spine_repeatable.py
 	$(BIN)/python benchmarks/spine_small.py
 	$(BIN)/python benchmarks/pruning_groups.py
+	$(BIN)/python benchmarks/pruning_zoo.py
+	$(BIN)/python benchmarks/pruning_resnet56.py
+	$(BIN)/python benchmarks/pruning_lstm.py
+	$(BIN)/python benchmarks/pruning_minilm.py
+	$(BIN)/python benchmarks/pruning_lenet300.py
+	$(BIN)/python benchmarks/pruning_unstructured.py
+	$(BIN)/python benchmarks/pruning_sparse_bytes.py
+	$(BIN)/python benchmarks/distillation_ensemble.py
+	$(BIN)/python benchmarks/distillation_unlabelled.py
 	$(BIN)/python benchmarks/page.py
 
 # torch goes first and alone: any package that asked for it would bring the registry's CUDA build

@@ -1,5 +1,6 @@
 """Deep-learning model compression: state a budget, get one deployable file that keeps it, and a report that proves it."""
 
+from featherweight.allocation import allocate, gradually
 from featherweight.artifact import Artifact, load
 from featherweight.budget import Budget
 from featherweight.data import Data, Task
@@ -24,7 +25,9 @@ __all__ = [
     "Task",
     "Technique",
     "Verdict",
+    "allocate",
     "compress",
+    "gradually",
     "load",
     "load_recipe",
     "lower",

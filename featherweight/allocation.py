@@ -76,9 +76,10 @@ def allocate(
     costs = _Costs(model, data, wanted, LatencyTable(latency_table))
     allowed = {limit.metric: limit.allowed(costs.original[limit.metric]) for limit in wanted.limits}
     trials: dict[int, dict[str, float]] = {}
+    memory: dict[Any, Any] = {}
 
     def meets(step: int) -> bool:
-        context = Context(data=data, teacher=taught, device=torch.device(device), seed=seed)
+        context = Context(data=data, teacher=taught, device=torch.device(device), seed=seed, memory=memory)
         trials[step] = costs.of(run(_with_ratio(technique, step / _GRID), model, context))
         told = ", ".join(f"{name} {value:,.6g}" for name, value in trials[step].items())
         progress(f"allocating: ratio {step / _GRID:g}: {told}", min(1.0, len(trials) / _GRID.bit_length()))

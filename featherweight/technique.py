@@ -64,6 +64,7 @@ class Context:
         workspace: folder for checkpoints, or None for none.
         report: where one-line messages about progress go.
         step: number of the step in its recipe, part of every random draw.
+        memory: what was expensive to compute, by everything it depends on; trials on the same weights may share it.
     """
 
     data: Data
@@ -77,6 +78,7 @@ class Context:
     report: Report = field(default=lambda message, done: None)
     step: str = ""
     position: int = 0
+    memory: dict[Any, Any] = field(default_factory=dict)
 
     def draw(self, *parts: object) -> int:
         """Return an integer that depends on the seed, the step and `parts`, and on nothing else."""

@@ -68,10 +68,9 @@ def reduction(call: Call) -> Any:
     x = call.values()[0]
     dims = call.dims(len(x.shape))
     statistic = call.name == "mean" and call.get("keepdim", False) and call.feeds & {"rsqrt", "sqrt"}
-    if statistic:  # of a norm written by hand: taken over the channels that stay, as in `layer_norm`
-        kept = [layer for layer in x.layers if not varying(layer) & dims]
-    else:
-        kept = call.free(x.layers, dims, "over its channels")
+    # the statistic of a norm written by hand is taken over the channels that stay, as in `layer_norm`
+    passing = [layer for layer in x.layers if not varying(layer) & dims]
+    kept = passing if statistic else call.free(x.layers, dims, "over its channels")
     if not call.get("keepdim", False):
         kept = [layer.reshape([s for d, s in enumerate(layer.shape) if d not in dims]) for layer in kept]
     return call.result(kept)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from featherweight.data import as_call, example_inputs
 from featherweight.edits import Swap, module_at
 from featherweight.errors import ModelError
 from featherweight.layers.plain import convolution_options
 from featherweight.technique import Context, Edits, Stage, Technique
-from featherweight.techniques.targets import first_paths
-from featherweight.trace import module_path, trace
+from featherweight.techniques.targets import norm_pairs
 
-aten = torch.ops.aten
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -38,7 +34,7 @@ class FoldBatchNorm(Technique):
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield, for each pair, a Swap of the layer (with a bias) and a Swap of the norm by an identity."""
         try:
-            pairs = dict(_pairs(model, context))
+            pairs = dict(norm_pairs(model, context))
         except ModelError as error:
             for path, _ in context.targets(model, *_NORMS):
                 context.leave(path, str(error))
@@ -79,23 +75,6 @@ def _obstacle(model: nn.Module, path: str, layer: nn.Module, norm: nn.Module, co
     if sum(other is weight for module in model.modules() for other in module._parameters.values()) > 1:
         return f"the weight of {path} in front of it is tied"
     return ""
-
-
-def _pairs(model: nn.Module, context: Context) -> Iterator[tuple[str, str]]:
-    """Yield `(norm path, layer path)` where the layer's only use is this norm and each runs once."""
-    operators = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
-    graph = trace(model, *as_call(example_inputs(context.data, context.device))).graph
-    first = first_paths(model)
-    calls = [first[module_path(node)] for node in graph.nodes if node.target in (*operators, aten.batch_norm.default)]
-    for node in graph.nodes:
-        if node.target is not aten.batch_norm.default:
-            continue
-        source = node.args[0]
-        if source.target not in operators:
-            continue
-        norm, layer = first[module_path(node)], first[module_path(source)]
-        if len(source.users) == 1 and calls.count(norm) == 1 and calls.count(layer) == 1:
-            yield norm, layer
 
 
 def _folded(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -17,9 +18,10 @@ from featherweight.graph import CoupledGroup
 from featherweight.modes import evaluating
 from featherweight.scoring import loss_function
 from featherweight.technique import Context
+from featherweight.techniques.surgeon import removal_errors
 
-KINDS = ("l2", "l1", "batch_norm", "geometric_median", "taylor", "fisher", "activation", "random")
-FROM_DATA = frozenset({"taylor", "fisher", "activation"})
+KINDS = ("l2", "l1", "batch_norm", "geometric_median", "taylor", "fisher", "obs", "activation", "random")
+FROM_DATA = frozenset({"taylor", "fisher", "obs", "activation"})
 
 
 def importance(
@@ -39,7 +41,8 @@ def importance(
             `"geometric_median"`: sum of distances to the other units (He et al., 2019). `"taylor"`: square of the sum of
             weight times gradient (Molchanov et al., 2019). `"fisher"`: sum of the squares of weight times gradient, the
             diagonal of the empirical Fisher matrix (Theis et al., 2018). `"activation"`: mean L2 norm of the output
-            channel. `"random"`: a baseline.
+            channel. `"obs"`: error of the layers behind after a least-squares refit (Kurtic et al., 2023); comparable
+            across groups, one that no dense layer reads takes its `"l2"` at their mean. `"random"`: a baseline.
         context: data, teacher, seed and device.
         count: calibration batches to read, for the kinds in `FROM_DATA`.
 
@@ -48,6 +51,29 @@ def importance(
     """
     if not groups:
         return []
+    if kind not in FROM_DATA:
+        return _scores(model, groups, kind, context, count)
+    known = (
+        kind,
+        count,
+        context.draw("importance"),
+        *((group.members, len(group)) for group in groups),
+        _digest(model),
+    )
+    if known not in context.memory:
+        context.memory[known] = _scores(model, groups, kind, context, count)
+    return list(context.memory[known])
+
+
+def _digest(model: nn.Module) -> bytes:
+    """A hash of everything a model computes with."""
+    digest = hashlib.sha256()
+    for tensor in named_tensors(model).values():
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
+def _scores(model: nn.Module, groups: Sequence[CoupledGroup], kind: str, context: Context, count: int) -> list[Tensor]:
     if kind == "random":
         return [
             torch.rand(len(group), generator=context.rng(group.name, place), dtype=torch.float64)
@@ -56,6 +82,13 @@ def importance(
     tensors = named_tensors(model)
     if kind in ("taylor", "fisher"):
         return _from_gradients(model, groups, context, count, together=kind == "taylor")
+    if kind == "obs":
+        errors = removal_errors(model, groups, context, count)
+        known = torch.cat([error for error in errors if error is not None] or [torch.ones(1)])
+        return [
+            _relative(_magnitudes(group, tensors, 2)) * known.mean() if error is None else error
+            for group, error in zip(groups, errors, strict=True)
+        ]
     found: list[Tensor | None]
     if kind == "geometric_median":
         found = [_distances(group, tensors) for group in groups]
@@ -70,7 +103,7 @@ def importance(
         _magnitudes(group, tensors, power) if score is None else score
         for group, score in zip(groups, found, strict=True)
     ]
-    return [score / score.mean().clamp_min(1e-30) for score in scores]
+    return [_relative(score) for score in scores]
 
 
 def within(model: nn.Module, group: CoupledGroup, context: Context) -> bool:
@@ -92,6 +125,10 @@ def indices(group: CoupledGroup) -> list[Tensor]:
 def sums(values: Tensor, dim: int) -> Tensor:
     """Return the sum of `values` over all dimensions but `dim`, `[size of dim]` float64 on the CPU."""
     return values.detach().movedim(dim, 0).flatten(1).sum(1).cpu().double() if values.dim() > 1 else _plain(values)
+
+
+def _relative(score: Tensor) -> Tensor:
+    return score / score.mean().clamp_min(1e-30)
 
 
 def _plain(values: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from featherweight.technique import Context, Edits, Stage, Technique, Untouched,
 from featherweight.techniques.attention import attention_swaps
 from featherweight.techniques.importance import FROM_DATA, KINDS, importance, within
 from featherweight.techniques.reconstruction import reconstructed
+from featherweight.techniques.unit_costs import unit_macs
 
 Remaining = dict[tuple[str, int], list[int]]
 Cluster = list[tuple[CoupledGroup, set[int]]]  # groups cut in one edit, each with the indices of the units it keeps
@@ -31,8 +32,9 @@ class PruneChannels(Technique):
 
     What leaves with a channel is followed through residual adds, flatten, depthwise convolution, normalization, attention
     and recurrent layers, and its importance is that of everything that leaves. `ranking` says what share each group loses:
-    the same (`group`), by one threshold over all units (`global`), or by one for each set of groups of the same shapes
-    (`isomorphic`). With `reconstruct`, the layers behind a cut are refitted to their old outputs on calibration data.
+    the same (`group`), by one threshold over all units (`global`), by one for each set of groups of the same shapes
+    (`isomorphic`), or by one over all on the importance for each multiply-add saved (`macs`). With `reconstruct`, the layers
+    behind a cut are refitted to their old outputs on calibration data.
     Groups that cannot be followed are left whole, and the report says what stopped them.
 
     Paper: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; coupled groups: Fang et al., "DepGraph", CVPR 2023;
@@ -45,7 +47,7 @@ class PruneChannels(Technique):
     stage: ClassVar[Stage | None] = Stage.CUT
     ratio: float = setting(0.5, low=0.0, high=0.99)
     importance: str = setting("l2", choices=KINDS)
-    ranking: str = setting("group", choices=("group", "global", "isomorphic"))
+    ranking: str = setting("group", choices=("group", "global", "isomorphic", "macs"))
     multiple: int = setting(1, low=1, high=512)
     minimum: int = setting(2, low=1, high=100_000)
     attention: str = setting("heads", choices=("heads", "width"))
@@ -72,6 +74,8 @@ class PruneChannels(Technique):
                 context.leave(pin.tensor.rpartition(".")[0], pin.reason)
         inside = _inside(model, groups, context)
         scores = importance(model, inside, self.importance, context, self.batches)
+        if self.ranking == "macs":
+            scores = [score / macs for score, macs in zip(scores, unit_macs(model, inside, context), strict=True)]
         remaining: Remaining = {}
         refused: list[tuple[Cluster, Untouched]] = []
         for cluster in self._choose(inside, scores, named_tensors(model)):
@@ -123,7 +127,7 @@ class PruneChannels(Technique):
         """How many units each group would keep by itself."""
         rivals: dict[object, list[int]] = {}
         for place, group in enumerate(groups):
-            alike = {"group": place, "global": 0, "isomorphic": _form(group, tensors)}[self.ranking]
+            alike = {"group": place, "isomorphic": _form(group, tensors)}.get(self.ranking, 0)
             rivals.setdefault(alike, []).append(place)
         counts = [0] * len(groups)
         for places in rivals.values():

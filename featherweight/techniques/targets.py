@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 from torch import nn
 
+from featherweight.data import as_call, example_inputs
 from featherweight.technique import Context, Layer
+from featherweight.trace import module_path, trace
+
+aten = torch.ops.aten
 
 
 def first_paths(model: nn.Module) -> dict[str, str]:
@@ -31,3 +38,24 @@ def untied(model: nn.Module, context: Context, *types: type[Layer]) -> list[tupl
         else:
             free.append((path, layer))
     return free
+
+
+def norm_pairs(model: nn.Module, context: Context) -> Iterator[tuple[str, str]]:
+    """Yield `(norm path, layer path)` where the layer's only use is this batch norm and each runs once.
+
+    Raises:
+        ModelError: the model cannot be traced.
+    """
+    operators = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
+    graph = trace(model, *as_call(example_inputs(context.data, context.device))).graph
+    first = first_paths(model)
+    calls = [first[module_path(node)] for node in graph.nodes if node.target in (*operators, aten.batch_norm.default)]
+    for node in graph.nodes:
+        if node.target is not aten.batch_norm.default:
+            continue
+        source = node.args[0]
+        if source.target not in operators:
+            continue
+        norm, layer = first[module_path(node)], first[module_path(source)]
+        if len(source.users) == 1 and calls.count(norm) == 1 and calls.count(layer) == 1:
+            yield norm, layer

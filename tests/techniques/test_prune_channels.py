@@ -7,11 +7,14 @@ from torch import nn
 from featherweight.data import Data
 from featherweight.edits import Keep
 from featherweight.errors import RecipeError
+from featherweight.graph import coupled_groups
+from featherweight.measurement import structure
 from featherweight.running import run
 from featherweight.scoping import only
 from featherweight.technique import Context
 from featherweight.techniques import PruneChannels
-from featherweight.zoo import small_models
+from featherweight.techniques.unit_costs import unit_macs
+from featherweight.zoo import randomise, small_models
 
 
 def prune(model, example, step=None, calibrate=None, **settings):
@@ -267,3 +270,26 @@ def test_what_cannot_be_traced_is_said():
     _, edits, context = prune(Untraceable(), torch.ones(1, 2))
     assert not edits
     assert "traced" in context.untouched[0].reason
+
+
+def test_ranking_by_multiply_adds_takes_the_dear_units_first():
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 16, 3, padding=1), nn.AvgPool2d(4), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 4, 1))
+    model = randomise(nn.Sequential(*layers), 0).eval()
+    data = Data(example=torch.randn(1, 3, 16, 16))
+    kept = {}
+    for ranking in ("global", "macs"):
+        cut = run(PruneChannels(ratio=0.5, ranking=ranking, minimum=1), model, Context(data=data)).model
+        kept[ranking] = cut[0].out_channels, cut[2].out_channels
+    assert kept["macs"][0] < kept["global"][0]
+
+
+def test_multiply_adds_of_units_are_those_the_cut_saves():
+    model = small_models()["residual"]
+    groups, _ = coupled_groups(model.model, (torch.randn(2, 3, 8, 8),))
+    before = structure(model.model, model.data).macs
+    for group, macs in zip(groups, unit_macs(model.model, groups, Context(data=model.data)), strict=True):
+        path = group.name
+        small = run(only(path, PruneChannels(ratio=1 / len(group), minimum=1)), model.model, Context(data=model.data))
+        if small.edits:
+            assert before - structure(small.model, model.data).macs == pytest.approx(macs)
