@@ -1,39 +1,48 @@
 """LetterRecognition (Frey & Slate, 1991; UCI), 16 integer attributes of 26 letters, and the baseline `mlp`.
 
-The data set is a file of the Debian package r-cran-mlbench; nothing of R is needed to read it:
-
-    apt-get download r-cran-mlbench && dpkg -x r-cran-mlbench_*.deb mlbench
-    export FEATHERWEIGHT_LETTERS=mlbench/usr/lib/R/site-library/mlbench/data/LetterRecognition.rda
+The data set is a file of the Debian package r-cran-mlbench, which is fetched and unpacked once; nothing of R is needed.
+`FEATHERWEIGHT_LETTERS` names the file where there is no apt.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import rdata
 import torch
+from originals import cache
 from torch import Tensor, nn
 
 from featherweight import Data
 from featherweight.tasks.training import tensor_loader
 
-INSTALLED = "/usr/lib/R/site-library/mlbench/data/LetterRecognition.rda"
+FILE = "usr/lib/R/site-library/mlbench/data/LetterRecognition.rda"
 CLASSES, ATTRIBUTES = 26, 16
 SPLITS = (14_000, 3_000, 3_000)  # train, validate, test: 70/15/15
 
 
 def mlp() -> nn.Module:
     """Return the untrained baseline 16-256-256-26, ReLU; 76,826 parameters, input `[n, 16]`."""
-    return nn.Sequential(
-        nn.Linear(ATTRIBUTES, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, CLASSES)
-    )
+    return nn.Sequential(nn.Linear(ATTRIBUTES, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, CLASSES))
+
+
+def _file() -> Path:
+    """The file, as named, installed or fetched."""
+    if "FEATHERWEIGHT_LETTERS" in os.environ:
+        return Path(os.environ["FEATHERWEIGHT_LETTERS"])
+    folder = cache() / "mlbench"
+    if not (folder / FILE).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["apt-get", "download", "r-cran-mlbench"], cwd=folder, check=True)
+        subprocess.run(["dpkg", "-x", next(folder.glob("*.deb")), folder], check=True)
+    return folder / FILE
 
 
 def samples() -> tuple[Tensor, Tensor]:
     """Return the attributes `[20000, 16]`, 0 to 15 scaled to -1 to 1, and the labels `[20000]`, in a fixed random order."""
-    path = Path(os.environ.get("FEATHERWEIGHT_LETTERS", INSTALLED))
-    frame = rdata.read_rda(path, default_encoding="ascii")["LetterRecognition"]
+    frame = rdata.read_rda(_file(), default_encoding="ascii")["LetterRecognition"]
     labels = torch.tensor([ord(letter) - ord("A") for letter in frame["lettr"]])
     inputs = torch.tensor(frame.drop(columns="lettr").to_numpy("float32")) / 7.5 - 1
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))

@@ -19,7 +19,7 @@ from featherweight.scoring import evaluate
 from featherweight.techniques import Distill, PruneChannels
 
 NAME = "pruning_lstm"
-RECIPE = Recipe((PruneChannels(ratio=0.5, importance="taylor"), Distill(epochs=20, learning_rate=2e-3)))
+RECIPE = Recipe((PruneChannels(ratio=0.5, importance="taylor"), Distill(epochs=12, learning_rate=2e-3)))
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from featherweight.techniques import Distill, PruneChannels
 NAME = "pruning_minilm"
 LAYERS = ("*.attention.self", "*.intermediate")
 CUT = only(LAYERS, PruneChannels(ratio=1 / 3, importance="taylor", reconstruct=True))
-RECIPE = Recipe((CUT, Distill(epochs=2, learning_rate=1e-4)))
+RECIPE = Recipe((CUT, Distill(epochs=1, learning_rate=1e-4)))
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ from featherweight.techniques.train import Training
 
 NAME = "pruning_resnet56"
 TARGETS = {"2.1x": 2.1, "2.57x": 2.57}
-OURS = PruneChannels(importance="obs", ranking="macs", minimum=1, batches=2)
+OURS = PruneChannels(importance="obs", ranking="global", minimum=1, batches=2)
 
 
 def main() -> None:

@@ -254,7 +254,7 @@ def compact(edits: list[Edit]) -> list[Edit]:
                     sizes.setdefault(path, size)
         else:
             sparse.update(edit.sparse)
-    if cuts:
+    if cuts or sizes:  # heads stay cut where all that was sliced has been swapped since
         kept.append(Keep(tuple(cuts[key] for key in sorted(cuts)), tuple(sorted(sizes.items()))))
     if sparse:
         kept.append(Write(None, tuple(sorted(sparse))))

@@ -27,6 +27,7 @@ from featherweight.techniques import (
     QuantizeWeights,
     ReestimateNorms,
     RegularizeGroups,
+    SeparateConvolutions,
 )
 from featherweight.testing import check_technique
 from featherweight.zoo import small_models
@@ -71,6 +72,7 @@ SETTINGS = {
     "fold_batch_norm": [FoldBatchNorm()],
     "reestimate_norms": [ReestimateNorms()],
     "regularize_groups": [RegularizeGroups(epochs=1)],
+    "separate_convolutions": [SeparateConvolutions(), SeparateConvolutions(minimum=1)],
 }
 CASES = [setting for technique in TECHNIQUES for setting in SETTINGS.get(name_of(technique), [technique()])]
 STAGES = (

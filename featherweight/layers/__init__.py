@@ -18,6 +18,7 @@ from featherweight.layers.factored import (
 from featherweight.layers.factored_recurrent import FactoredGRU, FactoredLSTM
 from featherweight.layers.plain import convolution, identity, linear
 from featherweight.layers.quantized import QuantizedConv, QuantizedLayer, QuantizedLinear
+from featherweight.layers.separable import depthwise_separable_convolution
 from featherweight.layers.skip import Skip
 
 KINDS: dict[str, Callable[..., nn.Module]] = {
@@ -28,6 +29,7 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "factored_convolution": factored_convolution,
     "separable_convolution": separable_convolution,
     "tucker_convolution": tucker_convolution,
+    "depthwise_separable_convolution": depthwise_separable_convolution,
     "factored_lstm": FactoredLSTM,
     "factored_gru": FactoredGRU,
     "quantized_linear": QuantizedLinear,

@@ -17,6 +17,7 @@ from featherweight.techniques.quantize_static import QuantizeStatic
 from featherweight.techniques.quantize_weights import QuantizeWeights
 from featherweight.techniques.reestimate_norms import ReestimateNorms
 from featherweight.techniques.regularize_groups import RegularizeGroups
+from featherweight.techniques.separate_convolutions import SeparateConvolutions
 
 TECHNIQUES: tuple[type[Technique], ...] = (
     FoldBatchNorm,
@@ -33,6 +34,7 @@ TECHNIQUES: tuple[type[Technique], ...] = (
     Distill,
     ReestimateNorms,
     RegularizeGroups,
+    SeparateConvolutions,
 )
 
 __all__ = [
@@ -51,4 +53,5 @@ __all__ = [
     "QuantizeWeights",
     "ReestimateNorms",
     "RegularizeGroups",
+    "SeparateConvolutions",
 ]

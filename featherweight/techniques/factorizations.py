@@ -151,7 +151,8 @@ def _shared(inputs: Tensor | None, m: int) -> Tensor | None:
 def _root(moment: Tensor) -> Tensor:
     """`S` with `S S^T` the given matrix."""
     values, vectors = torch.linalg.eigh((moment + moment.T) / 2)
-    return vectors * values.clamp_min(0).sqrt()
+    root: Tensor = vectors * values.clamp_min(0).sqrt()
+    return root
 
 
 def _norms(rows: Tensor) -> Tensor:

@@ -160,8 +160,8 @@ def _filled(choices: Sequence[Choices], picked: list[int | None], spare: float) 
             if place is not None and better is not None:
                 best = max(best, (float(ways.dropped[place] - ways.dropped[better]), layer, better))
         saved, layer, better = best
-        before = picked[layer]
-        if saved <= 0 or before is None:
+        before = picked[layer] if saved > 0 else None
+        if before is None:
             return picked
         spare -= float(choices[layer].parameters[better] - choices[layer].parameters[before])
         picked[layer] = better

@@ -67,6 +67,7 @@ def test_spreading_is_as_good_as_the_best_of_all_allocations_of_its_size(ratio):
 def test_spreading_nothing_leaves_all_dense():
     ways = of_one_rank("channel", ENERGIES, 10, 0, 1)
     assert spread([ways], [26], 0.0) == [None]
+    assert spread([], [], 0.5) == []
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (50, 400)])

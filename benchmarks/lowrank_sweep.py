@@ -1,0 +1,117 @@
+"""Rank sweep without healing: accuracy against file bytes of plain, whitened and Tucker-2 factors, and of ranks spread.
+
+    FEATHERWEIGHT_DATA=../shared/data python benchmarks/lowrank_sweep.py [resnet20 | resnet56 | vgg19 | lstm | minilm ...]
+
+With names, prints their rows and records nothing. Each point is kept, so a killed run goes on. All forms of a network lose the
+same share of the parameters of each layer; its file holds them as float32.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from results import keep, kept, record
+
+from featherweight import Context, Recipe, Task, run
+from featherweight.artifact import package
+from featherweight.portable import export_graph
+from featherweight.scoring import evaluate
+from featherweight.technique import Technique
+from featherweight.techniques import FactorRecurrent, FoldBatchNorm, LowRank
+
+NAME = "lowrank_sweep"
+NETWORKS = ("resnet56", "vgg19", "lstm", "minilm")
+RATIOS = (0.2, 0.35, 0.5, 0.65, 0.8)
+PAIRS = (("plain", "whitened"), ("plain tucker", "whitened tucker"))
+
+
+def task(name: str) -> Task:
+    """Return a baseline and its data; what it imports is needed for that network alone."""
+    if name == "lstm":
+        import speech
+
+        return speech.task()
+    if name == "minilm":
+        import sentiment
+
+        return sentiment.task()
+    import cifar
+
+    return cifar.task(name)
+
+
+def forms(name: str, ratio: float) -> dict[str, Technique]:
+    """Return the forms that a network can take, by name, each without a share `ratio` of its parameters."""
+    if name == "lstm":
+        return {
+            "plain": FactorRecurrent(ratio=ratio, rank="ratio", method="svd", hidden="factors"),
+            "whitened": FactorRecurrent(ratio=ratio, rank="ratio", hidden="factors"),
+            "whitened shared": FactorRecurrent(ratio=ratio, rank="ratio", hidden="shared"),
+            "whitened spread": FactorRecurrent(ratio=ratio, rank="spread", hidden="factors"),
+        }
+    found: dict[str, Technique] = {
+        "plain": LowRank(ratio=ratio, rank="ratio"),
+        "whitened": LowRank(ratio=ratio, rank="ratio", method="whitened"),
+        "whitened sequential": LowRank(ratio=ratio, rank="ratio", method="whitened", sequential=True),
+        "whitened spread": LowRank(ratio=ratio, rank="spread", method="whitened", shape="auto"),
+    }
+    if name != "minilm":
+        found["plain tucker"] = LowRank(ratio=ratio, rank="ratio", shape="tucker")
+        found["whitened tucker"] = LowRank(ratio=ratio, rank="ratio", method="whitened", shape="tucker")
+    return found
+
+
+def measured(made: Task, technique: Technique | None) -> dict[str, float]:
+    """Return accuracy on the test data and bytes of the file of one form, or of the network as it is, norms folded."""
+    steps = (FoldBatchNorm(),) if technique is None else (FoldBatchNorm(), technique)
+    small, edits = run(Recipe(steps), made.model, Context(data=made.data, teacher=made.model))
+    size = len(package(small, edits, {}, export_graph(small, made.data)).to_bytes())
+    return {"accuracy": evaluate(small, made.data, "test").value, "bytes": size}
+
+
+def sweep(name: str, made: Task, done: dict[str, Any]) -> None:
+    """Measure what is missing of one network's forms at every ratio."""
+    wanted: dict[str, Technique | None] = {f"{name} dense": None}
+    for ratio in RATIOS:
+        wanted |= {f"{name} {form} {ratio}": technique for form, technique in forms(name, ratio).items()}
+    for key, technique in wanted.items():
+        if key not in done:
+            done[key] = measured(made, technique)
+            keep(NAME, done)
+        sys.stdout.write(f"{key:32} {done[key]['bytes']:>10,} bytes {100 * done[key]['accuracy']:6.2f} %\n")
+        sys.stdout.flush()
+
+
+def differences(done: dict[str, Any]) -> dict[str, float]:
+    """Return, in points, what whitened factors have over plain ones of the same form, network and ratio."""
+    found = {}
+    for name in NETWORKS:
+        for ratio in RATIOS:
+            for plain, whitened in PAIRS:
+                before, after = done.get(f"{name} {plain} {ratio}"), done.get(f"{name} {whitened} {ratio}")
+                if before and after:
+                    found[f"{name} {whitened} {ratio}"] = round(100 * (after["accuracy"] - before["accuracy"]), 2)
+    return found
+
+
+def main(names: list[str]) -> None:
+    """Measure every network, or those named; write the row when it is all of them."""
+    torch.set_num_threads(1)
+    done = kept(NAME)
+    for name in names or NETWORKS:
+        sweep(name, task(name), done)
+    if names:
+        return
+    found = differences(done)
+    worst = min(found, key=lambda key: found[key])
+    note = (
+        f"smallest of {len(found)} differences, at {worst}; {', '.join(NETWORKS)}, test accuracy before healing, shares of "
+        f"{', '.join(map(str, RATIOS))} of the parameters removed; a whitened file is at most a bias a layer larger"
+    )
+    record(NAME, "lowrank.whitened_over_plain", found[worst], 1, note, done)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
