@@ -449,7 +449,11 @@ class Attention(nn.Module):
         super().__init__()
         width = 4 * heads
         self.inner, self.out, self.head = nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, 2)
-        self.query, self.key, self.value = nn.Linear(width, width), nn.Linear(width, 4 * keys), nn.Linear(width, 4 * keys)
+        self.query, self.key, self.value = (
+            nn.Linear(width, width),
+            nn.Linear(width, 4 * keys),
+            nn.Linear(width, 4 * keys),
+        )
         self.heads, self.keys, self.scale, self.fused = heads, keys, scale, fused
 
     def forward(self, x):
@@ -728,7 +732,10 @@ HAZARDS = {
     "uneven split": (lambda x, m: torch.cat(x.split([3, 5], 1)[::-1], 1), 8),
     "crop": (lambda x, m: F.pad(x, (-2, 0)), 6),
     "group norm": (lambda x, m: F.group_norm(x, 2), 8),
-    "fixed rows": (lambda x, m: (x.unflatten(1, (4, 2)) * torch.arange(4.0)[:, None] * torch.arange(2.0)).flatten(1), 8),
+    "fixed rows": (
+        lambda x, m: (x.unflatten(1, (4, 2)) * torch.arange(4.0)[:, None] * torch.arange(2.0)).flatten(1),
+        8,
+    ),
     "max": (lambda x, m: x / x.max(), 8),
     "mask": (lambda x, m: x * (x > x.median(1, keepdim=True)[0]), 8),
 }
