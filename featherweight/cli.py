@@ -278,7 +278,8 @@ def list_(
         return
     table = Table(title=what)
     for key in rows[0]:
-        table.add_column(key, overflow="fold")
+        longest = max(len(str(row[key])) for row in rows)
+        table.add_column(key, overflow="fold", min_width=longest if key == "name" else None)  # names are copied whole
     for row in rows:
         table.add_row(*(escape(str(value)) for value in row.values()))
     Console().print(table)

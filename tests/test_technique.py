@@ -99,7 +99,9 @@ def test_the_fused_encoder_layer_still_runs(step):
     output, _ = run(step, model, context)
     with torch.no_grad():
         assert output(inputs).shape == (4, 5, 4)  # hooks switch the fused kernel off, and it reads linear1.weight
-    assert {u.path for u in context.untouched} >= {"0.linear1", "0.linear2"}
+    left = {u.path for u in context.untouched}
+    # low rank takes the attention apart first, and without it the layer has no fused kernel
+    assert isinstance(step, LowRank) or left >= {"0.linear1", "0.linear2"}
 
 
 def test_the_model_is_untouched_by_errors():
