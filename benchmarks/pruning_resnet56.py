@@ -1,6 +1,6 @@
 """ResNet-56, CIFAR-10 (JPEG copy), at 2.1x and 2.57x fewer multiply-adds: ours against torch-pruning's group pruner.
 
-FEATHERWEIGHT_DATA=../shared/data python benchmarks/pruning_resnet56.py [--passes 1] [--seeds 3]
+FEATHERWEIGHT_DATA=../shared/data python benchmarks/pruning_resnet56.py [--passes 1] [--rate 2e-3] [--seeds 3]
 
 Both start from the same fine-tuned network, count multiply-adds with the same counter and heal on the same batches with
 the same teacher, loss, rate and seed; the dense network heals as long. Option-A shortcuts pad with constants, so
@@ -45,6 +45,7 @@ def main() -> None:
     """Measure what is missing, one finished run at a time, and write the rows."""
     options = argparse.ArgumentParser()
     options.add_argument("--passes", type=int, default=1)
+    options.add_argument("--rate", type=float, default=2e-3, help="learning rate of the healing, for all alike")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--only", default="", help="run these alone, such as 'reference', and write no rows")
     asked = options.parse_args()
@@ -55,17 +56,17 @@ def main() -> None:
     for seed in range(asked.seeds):
         lessons = taught(cifar, dense, asked.passes, seed)
         for who in ("ours 2.1x", "reference 2.1x", "dense", "ours 2.57x", "reference 2.57x"):
-            key = f"{who}, seed {seed}, passes {asked.passes}"
+            key = f"{who}, seed {seed}, passes {asked.passes}, rate {asked.rate:g}"
             if key not in done and who.startswith(asked.only):
                 small = dense if who == "dense" else pruned(who, dense, cifar)
                 assert who == "dense" or macs(small, cifar) * TARGETS[who.split()[1]] <= macs(dense, cifar)
-                row = healed(small, lessons, seed)
+                row = healed(small, lessons, asked.rate, seed)
                 done = kept(NAME) | {key: row}  # another process may be measuring the others
                 keep(NAME, done)
             sys.stderr.write(f"{key}: {done.get(key)}\n")
     if asked.only:
         return
-    _rows(done, asked.passes, asked.seeds, dense, cifar)
+    _rows(done, asked, dense, cifar)
 
 
 @functools.cache
@@ -96,11 +97,11 @@ def pruned(who: str, dense: nn.Module, cifar: Data) -> nn.Module:
     return run(ReestimateNorms(), small, Context(data=cifar, seed=0)).model
 
 
-def healed(model: nn.Module, lessons: Data, seed: int) -> dict[str, Any]:
+def healed(model: nn.Module, lessons: Data, rate: float, seed: int) -> dict[str, Any]:
     """Heal and return test accuracy after and before, and multiply-adds."""
     before = evaluate(model, lessons, "test").value
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    heal = Distill(epochs=1, learning_rate=2e-3, teacher_share=0.0)
+    heal = Distill(epochs=1, learning_rate=rate, teacher_share=0.0)
     model = run(heal, model, Context(data=lessons, seed=seed, report=_say)).model
     return {
         "accuracy": evaluate(model, lessons, "test").value,
@@ -114,9 +115,11 @@ def macs(model: nn.Module, cifar: Data) -> int:
     return int(structure(model, cifar).macs or 0)
 
 
-def _rows(done: dict[str, Any], passes: int, seeds: int, dense: nn.Module, cifar: Data) -> None:
+def _rows(done: dict[str, Any], asked: argparse.Namespace, dense: nn.Module, cifar: Data) -> None:
+    seeds, how = asked.seeds, f"passes {asked.passes}, rate {asked.rate:g}"
+
     def scores(who: str) -> list[float]:
-        return [100 * done[f"{who}, seed {seed}, passes {passes}"]["accuracy"] for seed in range(seeds)]
+        return [100 * done[f"{who}, seed {seed}, {how}"]["accuracy"] for seed in range(seeds)]
 
     def told(values: list[float]) -> str:
         return ", ".join(f"{value:.2f}" for value in values)
@@ -125,8 +128,8 @@ def _rows(done: dict[str, Any], passes: int, seeds: int, dense: nn.Module, cifar
         ours, theirs = scores(f"ours {target}"), scores(f"reference {target}")
         note = (
             f"ours {told(ours)}; torch-pruning 1.6.1 {told(theirs)}; dense healed as long {told(scores('dense'))}; "
-            f"{passes} pass(es) of healing on the same batches, {done[f'ours {target}, seed 0, passes {passes}']['macs']:,} and "
-            f"{done[f'reference {target}, seed 0, passes {passes}']['macs']:,} of {macs(dense, cifar):,} multiply-adds"
+            f"healing on the same batches ({how}), {done[f'ours {target}, seed 0, {how}']['macs']:,} and "
+            f"{done[f'reference {target}, seed 0, {how}']['macs']:,} of {macs(dense, cifar):,} multiply-adds"
         )
         gap = statistics.mean(a - b for a, b in zip(ours, theirs, strict=True))
         record(NAME, f"pruning.resnet56.{target}.over_reference", round(gap, 2), seeds, note, done)

@@ -198,7 +198,7 @@ class _Loop:
         self.best: dict[str, Tensor] = {}
         self.steps = _steps_per_epoch(context)
         self.path = _checkpoint_path(model, context, training, guidance, schedule is not None)
-        self.bfloat16 = _mixed_precision_pays(context.device)
+        self.bfloat16 = _mixed_precision_pays(model, context.device)
 
     def run(self) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
@@ -379,11 +379,19 @@ def _matching(found: tuple[Term, ...], model: nn.Module, context: Context) -> Ma
         return Matching(points, model, teacher, inputs)
 
 
-def _mixed_precision_pays(device: torch.device) -> bool:
-    """Whether bfloat16 trains faster: on GPUs and on CPUs with matrix units; elsewhere it was measured slower."""
-    if device.type == "cpu":
-        return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-    return device.type == "cuda"
+def _mixed_precision_pays(model: nn.Module, device: torch.device) -> bool:
+    """Whether bfloat16 trains faster: on GPUs and on CPUs with matrix units; with plain AVX-512 only convolutions whose weights
+    lie channels-last do (ResNet-56 and VGG-19 1.5 times, everything else slower)."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    can = torch.cpu.get_capabilities()
+    if can.get("amx_bf16", False):
+        return True
+    last = torch.channels_last
+    lies = any(
+        p.dim() == 4 and p.is_contiguous(memory_format=last) and not p.is_contiguous() for p in model.parameters()
+    )
+    return lies and bool(can.get("avx512_bf16", False))
 
 
 def _steps_per_epoch(context: Context) -> int:
