@@ -9,12 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featherweight.coding import decode_symbols, decode_tensor, encode_symbols, encode_tensor, fixed
+from featherweight.coding import Reader, decode_symbols, decode_tensor, encode_symbols, encode_tensor, fixed, neighbours
+from featherweight.coding.machine import has_compiler
+from featherweight.coding.neighbours import MOST_COLUMNS, Plan, decode_neighbours, encode_neighbours, plans
 from featherweight.errors import ArtifactError
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 INTEGERS = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
-CURVE, LOGARITHMS = 3792747197, 3964995938  # checksums of the tables: a change makes older files unreadable
+CURVE, LOGARITHMS, SLOPES, BELLS = (
+    3792747197,
+    3964995938,
+    3410454994,
+    1004059665,
+)  # checksums of the tables: a change makes older files unreadable
 UNUSUAL = [0.0, -0.0, float("nan"), float("inf"), float("-inf"), 1e-45, 5e-324, 1.0, -2.5]
 
 
@@ -41,13 +48,20 @@ def uneven(rng, rows, columns, share):
     return survivors(rng, chance.shape) * (rng.random(chance.shape) < share * chance / max(chance.mean(), 1e-9))
 
 
-def same(symbols):
-    stream = encode_symbols(symbols)
+def kernels(rng, rows, channels, low, high):
+    """Return codes of smooth 3 x 3 kernels, `[rows, channels * 9]`."""
+    field = rng.normal(size=(rows, channels, 5, 5))
+    smooth = sum(field[:, :, a : a + 3, b : b + 3] for a in range(3) for b in range(3))
+    return np.rint(smooth).clip(low, high).astype(np.int64).reshape(rows, -1)
+
+
+def same(symbols, period=1):
+    stream = encode_symbols(symbols, period)
     assert np.array_equal(decode_symbols(stream, symbols.shape, symbols.dtype), symbols)
     return len(stream)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.integers(0, 2**32),
     st.tuples(st.integers(0, 40), st.integers(0, 40)),
@@ -72,6 +86,93 @@ def test_uneven_sparse_symbols_come_back(seed, rows, columns, share):
 def test_symbols_of_uneven_scale_come_back(seed, rows, columns):
     rng = np.random.default_rng(seed)
     same(laplace(rng, (rows, columns), 3 * np.exp(rng.normal(size=columns))))
+
+
+KINDS = {
+    "four bits": lambda rng, shape: laplace(rng, shape),
+    "eight bits": lambda rng, shape: np.rint(rng.normal(0, 30, shape)).clip(-127, 127).astype(np.int64),
+    "ternary": lambda rng, shape: laplace(rng, shape, 0.7).clip(-1, 1),
+    "flags": lambda rng, shape: (rng.random(shape) < 0.3).astype(np.int64),
+    "sparse": lambda rng, shape: uneven(rng, *shape, 0.08),
+    "sparse eight bits": lambda rng, shape: uneven(rng, *shape, 0.08) * 18,
+    "indices": lambda rng, shape: rng.binomial(31, 0.5, shape).astype(np.int64),
+    "one-sided": lambda rng, shape: rng.geometric(0.4, shape).clip(0, 200),
+    "kernels": lambda rng, shape: kernels(rng, shape[0], -(-shape[1] // 9), -7, 7)[:, : shape[1]],
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 30),
+    st.integers(1, 60),
+    st.sampled_from(list(KINDS)),
+    st.sampled_from([1, 4, 9, 25, 49]),
+)
+def test_neighbours_come_back(seed, rows, columns, kind, period):
+    places, size, usual = alphabet(KINDS[kind](np.random.default_rng(seed), (rows, columns)))
+    for plan in plans(places, size, usual, period, True):
+        stream = encode_neighbours(plan, places, usual)
+        assert np.array_equal(decode_neighbours(Reader(stream, "stream"), rows, columns, size, usual), places)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="the extra speed is not installed")
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_and_plain_agree_to_the_last_byte(kind):
+    places, size, usual = alphabet(KINDS[kind](np.random.default_rng(7), (20, 81)))
+    for plan in plans(places, size, usual, 9, True):
+        streams = [encode_neighbours(plan, places, usual, fast) for fast in (False, True)]
+        assert streams[0] == streams[1]
+        for data in (streams[0], streams[0][: len(streams[0]) // 2], streams[0][:-6] + b"damage"):
+            read = [decode_neighbours(Reader(data, "s"), 20, 81, size, usual, fast) for fast in (False, True)]
+            assert np.array_equal(read[0], read[1])
+
+
+def test_counts_are_halved_before_they_overflow():
+    constant = np.zeros((400, 60), np.int64)
+    constant[::50, 7] = 3
+    assert same(constant) < 60
+
+
+def alphabet(symbols):
+    """Return values from 0, their number, and the place of zero."""
+    least = int(symbols.min())
+    size = max(2, int(symbols.max()) - least + 1)
+    return (symbols - least).astype(np.int32), size, min(max(0, -least), size - 1)
+
+
+def test_kernels_go_far_below_entropy():
+    rng = np.random.default_rng(8)
+    weights = kernels(rng, 64, 64, -7, 7)
+    assert same(weights, 9) < 0.88 * entropy_bytes(weights)
+    wide = kernels(rng, 64, 64, -7, 7) * 9 + rng.integers(-4, 5, (64, 576))
+    assert same(wide, 9) < 0.95 * entropy_bytes(wide)
+    assert len(encode_tensor(torch.from_numpy(weights.reshape(64, 64, 3, 3)))) == 1 + len(encode_symbols(weights, 9))
+
+
+def test_no_more_columns_than_memory_was_promised_for():
+    plan = Plan(3, 1, False, 60, 0, 1, np.zeros((1, 5), np.int64), np.zeros(6, np.int64))
+    stream = b"\x04" + b"\x03" + plan.pack(1) + bytes(8)
+    with pytest.raises(ArtifactError, match="columns"):
+        decode_symbols(stream, (1, MOST_COLUMNS + 1))
+    assert decode_symbols(stream, (1, 5)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x40\x20\x80", "unknown plan"),
+        (b"\x00\xc1\x80", "unknown plan"),
+        (b"\x04\x20\x80\x00", "no columns"),
+        (b"\x10\x20\x80\x00", "period of 0"),
+        (b"\x10\x20\x80\x21", "period of 33"),
+        (b"\x20\x20\x80\x01\x02", "cut short"),
+        (b"\x08\x20\x80\x0f", "exceeds its bound"),
+    ],
+)
+def test_plans_that_are_not_to_be_believed(data, reason):
+    with pytest.raises(ArtifactError, match=reason):
+        decode_neighbours(Reader(data, "stream"), 3, 4, 15, 7)
 
 
 @pytest.mark.parametrize("value", [0, -1, 7, 2**31 - 1, -(2**31)])
@@ -128,6 +229,10 @@ def test_a_layer_codes_within_seconds():
 def test_the_tables_are_those_of_every_machine():
     assert zlib.crc32(np.rint(fixed._CURVE * fixed.ONE).astype("<i8").tobytes()) == CURVE
     assert zlib.crc32(fixed.logarithm(np.arange(1, 100_000)).astype("<i8").tobytes()) == LOGARITHMS
+    assert zlib.crc32(neighbours._SLOPE_SPREAD.weights().astype("<i8").tobytes()) == SLOPES
+    plan = Plan(255, 127, False, 32, -8, 3, neighbours.usual_slopes(False, 3), neighbours.usual_weights(False))
+    tables = (*plan._bells(), plan._classes())
+    assert zlib.crc32(b"".join(table.astype("<i4").tobytes() for table in tables)) == BELLS
 
 
 @settings(max_examples=80, deadline=None)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featherweight.coding import deflate, inflate, pack, unpack
-from featherweight.coding.container import MAGIC, MOST_SECTIONS
+from featherweight.coding import deflate, inflate, pack, section, unpack
+from featherweight.coding.container import LONG, MAGIC, MOST_SECTIONS, VERSION
 from featherweight.coding.varint import Reader, signed_varint, varint
 from featherweight.errors import ArtifactError
 
@@ -40,18 +40,41 @@ def test_flipped_bytes_are_refused(position):
     [
         (b"PK\x03\x04 a zip file", "not a Featherweight file"),
         (b"", "not a Featherweight file"),
-        (MAGIC + b"\x02" + FILE[3:], "version 2"),
+        (MAGIC + b"\x09" + FILE[3:], "version 9"),
         (FILE + b"x", "too many at the end"),
         (FILE[:-1] + bytes([FILE[-1] ^ 1]), "checksum"),
-        (MAGIC + b"\x01" + varint(MOST_SECTIONS + 1) + bytes(20), "exceeds its bound, 100000"),
-        (MAGIC + b"\x01" + varint(1) + varint(1 << 39) + bytes(20), "cut short"),
-        (MAGIC + b"\x01" + b"\xff" * 30, "exceeds its bound"),
+        (MAGIC + bytes([VERSION]) + varint(MOST_SECTIONS + 1) + bytes(20), "exceeds its bound, 100000"),
+        (MAGIC + bytes([VERSION]) + varint(1) + varint(1 << 39) + bytes(20), "cut short"),
+        (MAGIC + bytes([VERSION]) + b"\xff" * 30, "exceeds its bound"),
     ],
 )
 def test_the_reason_is_named(data, reason):
     with pytest.raises(ArtifactError, match=reason) as caught:
         unpack(data, "model.fw")
     assert "model.fw" in str(caught.value)
+
+
+LONG_PARTS = [b"short", bytes(range(256)) * 4, b"", b"y" * LONG, b"z" * (LONG - 1)]
+
+
+def test_long_sections_have_their_own_checksum():
+    data = pack(LONG_PARTS)
+    assert unpack(data, "model.fw") == LONG_PARTS
+    assert [section(data, place, "model.fw") for place in range(5)] == LONG_PARTS
+    assert len(data) == 8 + sum(len(part) for part in LONG_PARTS) + 1 + 3 * 2 + 1 + 2 * 2
+    for place in (-1, 5):
+        with pytest.raises(ArtifactError, match="there are 5"):
+            section(data, place, "model.fw")
+
+
+def test_damage_is_found_in_the_section_that_has_it():
+    data = bytearray(pack(LONG_PARTS))
+    data[-4 - (LONG - 1) - 2 - 10] ^= 4  # in the fourth section
+    with pytest.raises(ArtifactError, match="damaged in section 3"):
+        unpack(bytes(data), "model.fw")
+    with pytest.raises(ArtifactError, match="section 3"):
+        section(bytes(data), 3, "model.fw")
+    assert section(bytes(data), 1, "model.fw") == LONG_PARTS[1]
 
 
 def test_too_many_sections_are_not_written():

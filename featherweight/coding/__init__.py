@@ -1,7 +1,7 @@
 """Lossless coding: integer matrices and tensors to few bytes, and sections to one file."""
 
 from featherweight.coding.compression import deflate, inflate
-from featherweight.coding.container import pack, unpack
+from featherweight.coding.container import pack, section, unpack
 from featherweight.coding.symbols import decode_symbols, encode_symbols
 from featherweight.coding.tensors import decode_tensor, encode_tensor
 from featherweight.coding.varint import Reader, framed, signed_varint, varint
@@ -16,6 +16,7 @@ __all__ = [
     "framed",
     "inflate",
     "pack",
+    "section",
     "signed_varint",
     "unpack",
     "varint",

@@ -37,12 +37,3 @@ def logistic(log_odds: Integers) -> Floats:
     """Return probabilities in (0, 1), exact multiples of 1 / `ONE`, for log-odds in steps of 1 / `UNIT`, any shape."""
     probabilities: Floats = _CURVE[np.clip(log_odds, -CLIP, CLIP) + CLIP]
     return probabilities
-
-
-def chunk_starts(columns: int, first: int = 16, largest: int = 128) -> list[int]:
-    """Return where the pieces of a row begin: doubling from `first` to `largest`, so a row's own rate shows early."""
-    starts, size = [0], first
-    while starts[-1] + size < columns:
-        starts.append(starts[-1] + size)
-        size = min(largest, starts[-1])
-    return starts

@@ -43,16 +43,10 @@ class Prior:
     strength: int = 0
     scale: int = 0
 
-    def weights(self, shift: float = 0.0, strength: float | None = None) -> Integers:
-        """Return positive weights, `[size]`, their sum about `STEP` times the strength.
-
-        Args:
-            shift: natural logarithm of a factor on the scale.
-            strength: replaces the prior's own.
-        """
-        mass = STEP * (_STRENGTHS[self.strength] if strength is None else strength)
-        share = _bell(self, np.array([self.scale]), shift)[0]
-        return np.asarray(np.maximum(1, np.rint(share * mass)), np.int64)
+    def weights(self) -> Integers:
+        """Return positive weights, `[size]`, their sum about `STEP` times the strength."""
+        share = _bell(self, np.array([self.scale]))[0]
+        return np.asarray(np.maximum(1, np.rint(share * STEP * _STRENGTHS[self.strength])), np.int64)
 
     def pack(self) -> bytes:
         """Return the 1 to 7 bytes that `unpack` reads; size and usual centre are written elsewhere."""
@@ -77,12 +71,12 @@ class Prior:
         return Prior(size, centre, usual, shape, strength, scale)
 
 
-def _bell(prior: Prior, scales: Integers, shift: float = 0.0) -> Floats:
+def _bell(prior: Prior, scales: Integers) -> Floats:
     """Return shares that sum to 1 for each scale, `[len(scales), size]`."""
     if prior.shape == 0:
         return np.full((len(scales), prior.size), 1 / prior.size)
     distances = np.abs(np.arange(prior.size) - prior.centre)
-    widths = np.exp2(scales / 4 - 4) * np.exp(shift)
+    widths = np.exp2(scales / 4 - 4)
     bell = np.exp(-((distances[None] / widths[:, None]) ** _SHAPES[prior.shape]).clip(0, 600))
     return np.asarray(bell / bell.sum(1, keepdims=True))
 

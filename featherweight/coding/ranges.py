@@ -16,9 +16,6 @@ Symbols = NDArray[np.int32]
 
 models, queue = constriction.stream.model, constriction.stream.queue
 
-_BERNOULLI = models.Bernoulli(perfect=False)
-_CATEGORICAL = models.Categorical(perfect=False)
-
 
 class Encoder:
     """Collects symbols with their probabilities; `bytes()` gives the stream so far."""
@@ -26,20 +23,10 @@ class Encoder:
     def __init__(self) -> None:
         self._coder = queue.RangeEncoder()
 
-    def flags(self, flags: Symbols, probabilities: Floats) -> None:
-        """Append zeros and ones, `[n]`, given the probability of a one, `[n]`, in (0, 1)."""
-        if flags.size:
-            self._coder.encode(flags, _BERNOULLI, probabilities)
-
     def alike(self, symbols: Symbols, weights: Floats) -> None:
         """Append symbols in [0, alphabet), `[n]`, all under the same weights, `[alphabet]`, alphabet ≥ 2."""
         if symbols.size:
             self._coder.encode(symbols, models.Categorical(weights, perfect=False))
-
-    def each(self, symbols: Symbols, weights: Floats) -> None:
-        """Append symbols in [0, alphabet), `[n]`, each under its own weights, `[n, alphabet]`, alphabet ≥ 2."""
-        if symbols.size:
-            self._coder.encode(symbols, _CATEGORICAL, weights)
 
     def __bytes__(self) -> bytes:
         return bytes(self._coder.get_compressed().astype(">u4").tobytes().rstrip(b"\0"))
@@ -55,21 +42,10 @@ class Decoder:
         padded = data + bytes(8 - len(data) % 4)  # the zeros that the encoder dropped
         self._coder = queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
 
-    def flags(self, probabilities: Floats) -> Symbols:
-        """Return zeros and ones, `[n]`, given the probability of a one, `[n]`."""
-        return self._decode(_BERNOULLI, probabilities)
-
     def alike(self, count: int, weights: Floats) -> Symbols:
         """Return `count` symbols, `[count]`, all under the same weights, `[alphabet]`."""
-        return self._decode(models.Categorical(weights, perfect=False), count)
-
-    def each(self, weights: Floats) -> Symbols:
-        """Return one symbol, `[n]`, for each row of weights, `[n, alphabet]`."""
-        return self._decode(_CATEGORICAL, weights)
-
-    def _decode(self, model: object, argument: Floats | int) -> Symbols:
         try:
-            symbols: Symbols = self._coder.decode(model, argument)
+            symbols: Symbols = self._coder.decode(models.Categorical(weights, perfect=False), count)
         except (ValueError, AssertionError) as error:
             raise ArtifactError(f"range-coded stream: damaged ({error})") from error
         return symbols

@@ -11,30 +11,30 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from featherweight.coding.adaptive import decode_adaptive, encode_adaptive
-from featherweight.coding.flags import decode_flags, encode_flags
-from featherweight.coding.scales import decode_scaled, encode_scaled
+from featherweight.coding.neighbours import LARGEST_ALPHABET as _LARGEST_NEIGHBOURS
+from featherweight.coding.neighbours import MOST_COLUMNS, decode_neighbours, encode_neighbours, plans
 from featherweight.coding.varint import Reader, framed, signed_varint, varint
 from featherweight.errors import ArtifactError
 
 LIMIT = 1 << 28
 """Most symbols that a decoder will make room for."""
 
-_EMPTY, _CONSTANT, _RAW, _ADAPTIVE, _SCALED, _SPARSE, _BYTES = range(7)
+_EMPTY, _CONSTANT, _RAW, _ADAPTIVE, _NEIGHBOURS, _SPARSE, _BYTES = range(7)
 _TRANSPOSED = 16
 _LARGEST_ALPHABET = 4096
-_LARGEST_SCALED_ALPHABET = 64
-_LARGEST_SCALED_WORK = 150_000_000  # symbols × alphabet, about a second
-_MOST_ROWS = 5000  # of a scan, unless they are long: rows are read in a Python loop
 _SPARSE_SHARE = 0.3
+_SMALL = 1 << 14  # symbols up to which many plans are tried
+_LARGE = 1 << 18  # symbols beyond which neighbours never cost more than they save
 _MOST_NESTING = 5
 _LEAST, _MOST = -(2**31), 2**31 - 1
 
 
-def encode_symbols(symbols: NDArray[np.integer]) -> bytes:
+def encode_symbols(symbols: NDArray[np.integer], period: int = 1) -> bytes:
     """Code an integer matrix losslessly.
 
     Args:
         symbols: values within int32, `[rows, columns]`, any number of either.
+        period: columns after which a place means the same again: those of a convolution's kernel.
 
     Returns:
         A stream at most a few bytes longer than the values in the narrowest of 8, 16 or 32 bits.
@@ -46,7 +46,7 @@ def encode_symbols(symbols: NDArray[np.integer]) -> bytes:
         raise ArtifactError(f"expected an integer matrix, got {symbols.dtype} of shape {list(symbols.shape)}")
     if symbols.size and (int(symbols.max()) > _MOST or int(symbols.min()) < _LEAST):
         raise ArtifactError(f"values must fit int32, got {symbols.min()} to {symbols.max()}")
-    return min(_candidates(symbols.astype(np.int64), _MOST_NESTING), key=len)
+    return min(_candidates(symbols, _MOST_NESTING, period), key=len)
 
 
 def decode_symbols(data: bytes, shape: tuple[int, int], dtype: DTypeLike = np.int32) -> NDArray[np.integer]:
@@ -70,10 +70,10 @@ def decode_symbols(data: bytes, shape: tuple[int, int], dtype: DTypeLike = np.in
     bounds = np.iinfo(np.dtype(dtype))
     if symbols.size and (int(symbols.min()) < bounds.min or int(symbols.max()) > bounds.max):
         raise ArtifactError(f"symbol stream: {symbols.min()} to {symbols.max()} does not fit {np.dtype(dtype)}")
-    return symbols.astype(dtype)
+    return symbols.astype(dtype, copy=False)
 
 
-def _candidates(symbols: NDArray[np.int64], nesting: int) -> Iterator[bytes]:
+def _candidates(symbols: NDArray[np.integer], nesting: int, period: int = 1) -> Iterator[bytes]:
     """Yield streams of the matrix, `[rows, columns]`, that `_decode` reads."""
     if symbols.size == 0:
         yield bytes([_EMPTY])
@@ -82,41 +82,46 @@ def _candidates(symbols: NDArray[np.int64], nesting: int) -> Iterator[bytes]:
     if least == most:
         yield bytes([_CONSTANT]) + signed_varint(least)
         return
+    symbols = symbols.astype(np.int64) if most - least >= _LARGEST_ALPHABET else symbols.astype(np.int32)
     width = next(width for width in (1, 2, 4) if most - least < 1 << (8 * width))
     yield bytes([_RAW, width]) + signed_varint(least) + (symbols - least).astype(f"<u{width}").tobytes()
     if most - least < _LARGEST_ALPHABET:
-        yield from _small_alphabet(symbols, least, most - least + 1, nesting)
+        yield from _small_alphabet(symbols, least, most - least + 1, period)
     if width > 1 and nesting:
-        low, high = (symbols - least) & 255, (symbols - least) >> 8
-        parts = [min(_candidates(part, nesting - 1), key=len) for part in (high, low)]
-        yield bytes([_BYTES]) + signed_varint(least) + framed(parts[0]) + parts[1]
+        yield from _nested(symbols, least, nesting, period)
 
 
-def _small_alphabet(symbols: NDArray[np.int64], least: int, size: int, nesting: int) -> Iterator[bytes]:
+def _small_alphabet(symbols: NDArray[np.integer], least: int, size: int, period: int) -> Iterator[bytes]:
     places, usual = (symbols - least).astype(np.int32), min(max(0, -least), size - 1)
-    alphabet = signed_varint(least) + varint(size - 2)
-    yield bytes([_ADAPTIVE]) + alphabet + encode_adaptive(places.reshape(-1), size, usual)
-    counts = np.bincount(places.reshape(-1), minlength=size)
-    common = int(counts.argmax())
-    scans = [flip for flip in (0, _TRANSPOSED) if _scannable(*(places.T if flip else places).shape)]
-    if counts[common] >= _SPARSE_SHARE * places.size and nesting:
-        filled = (places != common).astype(np.int32)
-        for flip in scans:
-            values = (symbols.T if flip else symbols)[(filled.T if flip else filled) > 0]
-            flags = encode_flags(np.ascontiguousarray(filled.T) if flip else filled)
-            rest = min(_candidates(values[None], nesting - 1), key=len)
-            yield bytes([_SPARSE | flip]) + signed_varint(least + common) + framed(flags) + rest
-    elif size <= _LARGEST_SCALED_ALPHABET and places.size * size <= _LARGEST_SCALED_WORK:
-        for flip in scans:
-            scan = np.ascontiguousarray(places.T) if flip else places
-            yield bytes([_SCALED | flip]) + alphabet + encode_scaled(scan, size, usual)
+    even = 2 * least == 1 - size  # as many values below zero as above: the size says it all
+    alphabet = varint(2 * (size - 2) + even) + (b"" if even else signed_varint(least))
+    small = min(places.shape) > 1 and places.size <= _SMALL
+    fits = size <= _LARGEST_NEIGHBOURS and max(places.shape) <= MOST_COLUMNS
+    if places.size <= _LARGE or not fits:
+        yield bytes([_ADAPTIVE]) + alphabet + encode_adaptive(places.reshape(-1), size, usual)
+    if not fits:
+        return
+    for flip in (0, _TRANSPOSED) if small and period == 1 else (0,):
+        scan = np.ascontiguousarray(places.T) if flip else places
+        for plan in plans(scan, size, usual, period, small):
+            yield bytes([_NEIGHBOURS | flip]) + alphabet + encode_neighbours(plan, scan, usual)
 
 
-def _scannable(rows: int, columns: int) -> bool:
-    return rows > 1 and columns > 1 and rows <= max(_MOST_ROWS, 64 * columns)
+def _nested(symbols: NDArray[np.integer], least: int, nesting: int, period: int) -> Iterator[bytes]:
+    """Yield streams of wide values: high and low bytes, and the commonest value told apart from the others."""
+    low, high = (symbols - least) & 255, (symbols - least) >> 8
+    parts = [min(_candidates(part, nesting - 1, period), key=len) for part in (high, low)]
+    yield bytes([_BYTES]) + signed_varint(least) + framed(parts[0]) + parts[1]
+    values, counts = np.unique(symbols, return_counts=True)
+    common = values[counts.argmax()]
+    if counts.max() >= _SPARSE_SHARE * symbols.size:
+        filled = symbols != common
+        flags = min(_candidates(filled.astype(np.int32), nesting - 1, period), key=len)
+        rest = min(_candidates(symbols[filled][None], nesting - 1), key=len)
+        yield bytes([_SPARSE]) + signed_varint(int(common)) + framed(flags) + rest
 
 
-def _decode(reader: Reader, rows: int, columns: int, nesting: int) -> NDArray[np.int64]:
+def _decode(reader: Reader, rows: int, columns: int, nesting: int) -> NDArray[np.integer]:
     head = reader.byte()
     way, flip = head % _TRANSPOSED, head >= _TRANSPOSED
     if way > _BYTES or head >= 2 * _TRANSPOSED or (way == _EMPTY) != (rows * columns == 0) or nesting < 0:
@@ -125,8 +130,6 @@ def _decode(reader: Reader, rows: int, columns: int, nesting: int) -> NDArray[np
         return np.zeros((rows, columns), np.int64)
     if flip:
         rows, columns = columns, rows
-    if way in (_SCALED, _SPARSE) and not _scannable(rows, columns):
-        raise ArtifactError(f"{reader.what}: way {way} is not for {rows} × {columns} symbols")
     symbols = _WAYS[way](reader, rows, columns, nesting).reshape(rows, columns)
     return np.ascontiguousarray(symbols.T) if flip else symbols
 
@@ -145,8 +148,8 @@ def _raw(reader: Reader, rows: int, columns: int, _nesting: int) -> NDArray[np.i
 
 def _alphabet(reader: Reader) -> tuple[int, int, int]:
     """Return the least value, the number of values from there, and the place where zero is, or nearest to it."""
-    least = reader.signed_varint(-_LEAST)
-    size = reader.varint(_LARGEST_ALPHABET - 2) + 2
+    size, even = divmod(reader.varint(2 * (_LARGEST_ALPHABET - 2) + 1) + 4, 2)
+    least = (1 - size) // 2 if even else reader.signed_varint(-_LEAST)
     return least, size, min(max(0, -least), size - 1)
 
 
@@ -155,26 +158,37 @@ def _adaptive(reader: Reader, rows: int, columns: int, _nesting: int) -> NDArray
     return decode_adaptive(reader, rows * columns, size, usual).astype(np.int64) + least
 
 
-def _scaled(reader: Reader, rows: int, columns: int, _nesting: int) -> NDArray[np.int64]:
+def _neighbours(reader: Reader, rows: int, columns: int, _nesting: int) -> NDArray[np.integer]:
     least, size, usual = _alphabet(reader)
-    if size > _LARGEST_SCALED_ALPHABET:
-        raise ArtifactError(f"{reader.what}: {size} symbols where at most {_LARGEST_SCALED_ALPHABET} are known")
-    return decode_scaled(reader, rows, columns, size, usual).astype(np.int64) + least
+    if size > _LARGEST_NEIGHBOURS or columns > MOST_COLUMNS:
+        raise ArtifactError(f"{reader.what}: {size} symbols in {columns} columns are not for way {_NEIGHBOURS}")
+    symbols = decode_neighbours(reader, rows, columns, size, usual)
+    if abs(least) > _LARGEST_ALPHABET:
+        return symbols + np.int64(least)
+    symbols += np.int32(least)
+    return symbols
 
 
 def _sparse(reader: Reader, rows: int, columns: int, nesting: int) -> NDArray[np.int64]:
     common = reader.signed_varint(-_LEAST)
-    filled = decode_flags(Reader(reader.framed(), reader.what), rows, columns) > 0
+    filled = _decode(Reader(reader.framed(), reader.what), rows, columns, nesting - 1) > 0
     symbols = np.full((rows, columns), common, np.int64)
     symbols[filled] = _decode(reader, 1, int(filled.sum()), nesting - 1)[0]
     return symbols
 
 
-def _bytes(reader: Reader, rows: int, columns: int, nesting: int) -> NDArray[np.int64]:
+def _bytes(reader: Reader, rows: int, columns: int, nesting: int) -> NDArray[np.integer]:
     least = reader.signed_varint(-_LEAST)
     high = _decode(Reader(reader.framed(), reader.what), rows, columns, nesting - 1)
     low = _decode(reader, rows, columns, nesting - 1)
-    return (high << 8) + low + least
+    return (high.astype(np.int64) << 8) + low + least
 
 
-_WAYS = {_CONSTANT: _constant, _RAW: _raw, _ADAPTIVE: _adaptive, _SCALED: _scaled, _SPARSE: _sparse, _BYTES: _bytes}
+_WAYS = {
+    _CONSTANT: _constant,
+    _RAW: _raw,
+    _ADAPTIVE: _adaptive,
+    _SPARSE: _sparse,
+    _BYTES: _bytes,
+    _NEIGHBOURS: _neighbours,
+}

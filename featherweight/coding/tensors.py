@@ -39,18 +39,18 @@ def encode_tensor(tensor: Tensor) -> bytes:
     if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
         raise ArtifactError(f"a {tensor.layout} tensor of {tensor.dtype} cannot be written: convert it to real, dense")
     tensor = tensor.detach().cpu().contiguous()
-    matrix = _matrix(tuple(tensor.shape))
+    matrix, period = _matrix(tuple(tensor.shape)), math.prod(tensor.shape[2:])
     if tensor.dtype in _INTEGERS:
-        values = tensor.to(torch.int64).numpy().reshape(matrix)
+        values = (tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor).numpy().reshape(matrix)
         if not values.size or (int(values.min()) >= -(2**31) and int(values.max()) < 2**31):
-            return bytes([_SYMBOLS]) + encode_symbols(values)
+            return bytes([_SYMBOLS]) + encode_symbols(values, period)
     patterns = _patterns(tensor)
-    candidates = [bytes([_PLANES]) + _encode_planes(patterns, matrix)]
+    candidates = [bytes([_PLANES]) + _encode_planes(patterns, matrix, period)]
     filled = patterns.any(1)
     if patterns.size and filled.mean() <= 1 - _MASK_SHARE:
-        mask = framed(encode_symbols(filled.astype(np.int8).reshape(matrix)))
+        mask = framed(encode_symbols(filled.astype(np.int8).reshape(matrix), period))
         survivors = patterns[filled]
-        candidates.append(bytes([_MASKED]) + mask + _encode_planes(survivors, (1, len(survivors))))
+        candidates.append(bytes([_MASKED]) + mask + _encode_planes(survivors, (1, len(survivors)), 1))
     return min(candidates, key=len)
 
 
@@ -106,8 +106,8 @@ def _patterns(tensor: Tensor) -> NDArray[np.uint8]:
     return flat.view(torch.uint8).numpy() if flat.numel() else np.zeros((0, tensor.element_size()), np.uint8)
 
 
-def _encode_planes(patterns: NDArray[np.uint8], matrix: tuple[int, int]) -> bytes:
-    return b"".join(framed(encode_symbols(plane.reshape(matrix))) for plane in patterns.T)
+def _encode_planes(patterns: NDArray[np.uint8], matrix: tuple[int, int], period: int) -> bytes:
+    return b"".join(framed(encode_symbols(plane.reshape(matrix), period)) for plane in patterns.T)
 
 
 def _decode_planes(reader: Reader, matrix: tuple[int, int], width: int) -> NDArray[np.uint8]:
@@ -118,8 +118,9 @@ def _decode_planes(reader: Reader, matrix: tuple[int, int], width: int) -> NDArr
 
 
 def _decode_integers(data: bytes, dtype: torch.dtype, matrix: tuple[int, int]) -> Tensor:
-    values = torch.from_numpy(decode_symbols(data, matrix, np.int64).astype(np.int64))
-    least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
-    if values.numel() and (int(values.min()) < least or int(values.max()) > most):
-        raise ArtifactError(f"tensor stream: {int(values.min())} to {int(values.max())} does not fit {dtype}")
-    return values.to(dtype)
+    if dtype == torch.bool:
+        values = decode_symbols(data, matrix, np.uint8)
+        if values.max(initial=0) > 1:
+            raise ArtifactError(f"tensor stream: {values.max()} does not fit {dtype}")
+        return torch.from_numpy(values).to(dtype)
+    return torch.from_numpy(decode_symbols(data, matrix, torch.empty(0, dtype=dtype).numpy().dtype))

@@ -1,0 +1,403 @@
+"""Integer matrices whose values follow from their neighbours: what the encoder fits, what is sent, and the first counts.
+
+A value is expected where a weighted sum of its neighbours says, and as far from there as another says; both sums put it
+into a context, whose counts start as a bell (a logistic distribution) and learn. Weights are least-squares fits of the
+encoder, sent in steps of 1/64; one set for each place in the kernel of a convolution, where that pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featherweight.coding.fixed import ONE, UNIT, Floats, Integers, logarithm, logistic
+from featherweight.coding.machine import run
+from featherweight.coding.priors import Prior
+from featherweight.coding.ranges import Decoder, Encoder
+from featherweight.coding.scan import (
+    CELLS,
+    FLAG_CLASSES,
+    LEVELS,
+    LONGEST_STEP,
+    MEANS,
+    OPENING,
+    PAD,
+    PRIOR,
+    SLOPES,
+    SPREADS,
+    STEP,
+)
+from featherweight.coding.varint import Reader, framed, varint
+from featherweight.errors import ArtifactError
+
+LARGEST_ALPHABET = 256
+"""Most values of an alphabet."""
+
+MOST_COLUMNS = 1 << 22
+"""Most columns, which take 40 bytes each."""
+
+_APART, _KERNEL, _LINE, _CENTRE, _SLOPES, _WEIGHTS = 1, 2, 4, 8, 16, 32  # bits of the head
+_USUAL_SIDE = 3
+_EIGHTHS = (512, 558, 609, 664, 724, 790, 861, 939)  # an octave in eight steps
+# what trained networks have in common, taken where nothing is sent: slopes in a kernel, weights of magnitudes
+_USUAL_SLOPES = {False: (16, 16, -5, 4, 10), True: (36, 36, -12, 30, 60)}
+_USUAL_WEIGHTS = {False: (4, 18, 28, 5, 3, 2), True: (13, 15, 20, 6, 4, 2)}
+_LONGEST_PERIOD = 32
+_SAMPLE = 60_000  # places that the fits look at
+_STRENGTH = 14  # seen symbols that a bell counts for
+_LOW_STRENGTH = 64
+_FLAG_STRENGTH = 24
+_MAGNITUDE_STRENGTH = 8
+_SIGN_STRENGTH = 12
+_SIGN_SLOPE = 4  # classes of expected values to a unit of log-odds
+_FINEST = 24  # most fractional bits of a magnitude
+_SPARSE = 0.4  # share of zeros from which on telling them apart is tried
+_ALWAYS_SPARSE = 0.8
+
+_SLOPE_SPREAD = Prior(255, 127, 127, shape=2, strength=6, scale=30)
+_STEPS = np.triu(np.full((CELLS, CELLS), STEP, np.int32)).reshape(-1)  # what each symbol adds to the counts up to each
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the reader is told before the first value.
+
+    Args:
+        size: values of the alphabet, 2 to 256.
+        centre: the value that is taken for zero, in [0, size).
+        apart: zeros are told first.
+        mean: mean magnitude in eighths of octaves, in [0, 192], 0 for 512 and 8 for 256.
+        spread: mean distance from what is expected, in eighths of octaves above `mean`, in [-128, 127]; where zeros are
+            told first, mean magnitude of the others in sixteenths, at least 1.
+        side: columns of a kernel, or after which a line repeats, in [1, 255].
+        slopes: `[period, SLOPES]`, int8.
+        weights: `[6]`, int8.
+    """
+
+    size: int
+    centre: int
+    apart: bool
+    mean: int
+    spread: int
+    side: int
+    slopes: Integers
+    weights: Integers
+
+    @property
+    def fine(self) -> int:
+        """Fractional bits of magnitudes."""
+        return -(-self.mean // 8)
+
+    @property
+    def bits(self) -> int:
+        """Bits below a cell."""
+        most = max(self.centre, self.size - 1 - self.centre) if self.apart else self.size
+        return max(0, (most - 1).bit_length() - 4)
+
+    @property
+    def shift(self) -> int:
+        """From 1/64 of a value to classes of expected values: half a cell each, a quarter for few values."""
+        return 6 + self.bits - (2 if self.size <= 5 else 1)
+
+    def pack(self, usual: int) -> bytes:
+        """Return the bytes that `unpack` reads."""
+        slopes = not np.array_equal(self.slopes, usual_slopes(self.apart, self.side))
+        weights = not np.array_equal(self.weights, usual_weights(self.apart))
+        moved = self.centre != usual
+        head = _APART * self.apart + _CENTRE * moved + _SLOPES * slopes + _WEIGHTS * weights
+        head += _KERNEL * (self.side == _USUAL_SIDE) + _LINE * (self.side not in (1, _USUAL_SIDE))
+        data = bytes([head, self.mean]) + (varint(self.spread - 1) if self.apart else bytes([self.spread + 128]))
+        if moved:
+            data += varint(self.centre)
+        if head & _LINE:
+            data += bytes([self.side])
+        if slopes:
+            encoder = Encoder()
+            encoder.alike((self.slopes.reshape(-1) + 127).astype(np.int32), _SLOPE_SPREAD.weights().astype(np.float64))
+            data += bytes([len(self.slopes)]) + framed(bytes(encoder))
+        if weights:
+            data += self.weights.astype(np.int8).tobytes()
+        return data
+
+    @staticmethod
+    def unpack(reader: Reader, size: int, usual: int) -> Plan:
+        """Read what `pack` wrote.
+
+        Raises:
+            ArtifactError: the bytes are no such plan.
+        """
+        head, mean = reader.byte(), reader.byte()
+        if head >= 2 * _WEIGHTS or mean > 8 * _FINEST:
+            raise ArtifactError(f"{reader.what}: unknown plan {head}, {mean}")
+        apart = bool(head & _APART)
+        spread = 1 + reader.varint(16 * size) if apart else reader.byte() - 128
+        centre = reader.varint(size - 1) if head & _CENTRE else usual
+        side = reader.byte() if head & _LINE else _USUAL_SIDE if head & _KERNEL else 1
+        if side == 0:
+            raise ArtifactError(f"{reader.what}: a line of no columns")
+        slopes, weights = usual_slopes(apart, side), usual_weights(apart)
+        if head & _SLOPES:
+            period = reader.byte()
+            if not 1 <= period <= _LONGEST_PERIOD:
+                raise ArtifactError(f"{reader.what}: a period of {period}")
+            table = Decoder(reader.framed()).alike(period * SLOPES, _SLOPE_SPREAD.weights().astype(np.float64))
+            slopes = table.astype(np.int64).reshape(period, SLOPES) - 127
+        if head & _WEIGHTS:
+            weights = np.frombuffer(reader.take(6), np.int8).astype(np.int64)
+        return Plan(size, centre, apart, mean, spread, side, slopes, weights)
+
+    def arguments(self, symbols: Any, data: Any, size: int, writing: bool) -> tuple[Any, ...]:
+        """Return the arguments of `scan`, the counts as they are before the first value."""
+        rows, columns = symbols.shape
+        shape = (rows, columns, size, self.centre, self.bits, self.shift, self.fine, _EIGHTHS[-self.mean % 8])
+        if self.apart:
+            magnitudes = max(self.centre, self.size - 1 - self.centre)
+            edges = 16 * np.arange(((magnitudes - 1) >> self.bits) + 2)[None] * (1 << self.bits) + 8 - self.spread
+            cells = np.tile(_bell(edges, max(1, self.spread // 4), _MAGNITUDE_STRENGTH), (FLAG_CLASSES >> 3, 1))
+            lows = np.tile(_flat(1 << self.bits), (CELLS, 1))
+        else:
+            cells, lows = self._bells()
+        return (
+            symbols,
+            data,
+            writing,
+            shape,
+            self.apart,
+            _reach(self.side),
+            self.slopes.reshape(-1),
+            self.weights,
+            self._classes(),
+            cells.reshape(-1),
+            lows.reshape(-1),
+            _STEPS,
+            _pairs((np.arange(FLAG_CLASSES) - FLAG_CLASSES + 7) * UNIT // 2, _FLAG_STRENGTH),
+            _pairs((np.arange(MEANS) - MEANS // 2) * UNIT // _SIGN_SLOPE, _SIGN_STRENGTH),
+            np.zeros(PAD + columns, np.int64),
+            np.zeros((4, columns), np.int64),
+        )
+
+    def _classes(self) -> Integers:
+        """Return the context of each expected magnitude, `[LEVELS]`."""
+        levels = np.maximum(4 * np.arange(LEVELS) + 2, 1)
+        if self.apart:
+            one = min(1 << self.fine, 4 * LEVELS)
+            odds = logarithm(np.minimum(levels, one - 1)) - logarithm(np.maximum(one - levels, 1))
+            classes = (2 * odds + UNIT // 2) // UNIT + FLAG_CLASSES - 7
+            return np.asarray(classes.clip(0, FLAG_CLASSES - 1))
+        octave = int(logarithm(np.array([2]))[0])
+        distance = logarithm(levels) - int(logarithm(np.array([self._distance()]))[0])
+        return np.asarray(((3 * distance + octave // 2) // octave + SPREADS // 2).clip(0, SPREADS - 1))
+
+    def _distance(self) -> int:
+        """Return the mean distance from what is expected, in steps of 2**-fine, at least 1."""
+        octaves, eighths = divmod(-self.mean % 8 + self.spread, 8)
+        return max(1, _EIGHTHS[eighths] << 16 + octaves >> 16)
+
+    def _bells(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Return first counts of cells and of the bits below, `[SPREADS * MEANS, CELLS]` each."""
+        width, step = 1 << self.bits, 1 << (self.shift - 2)  # of a cell, in values; of a class, in sixteenths
+        sides = (np.arange(MEANS) - MEANS // 2)[None, :, None]
+        octaves = np.array([40, 50, 64, 80, 101, 128, 161, 203, 256])[:, None, None]  # thirds of octaves, 101 is one
+        # 0.72 times the mean distance is the scale of a logistic distribution; in sixteenths of a value
+        scale = np.maximum(1, (self._distance() * octaves * 1826 // 16_000) >> self.fine)
+        count = ((self.size - 1) >> self.bits) + 1
+        edges = (16 * (np.arange(count + 1) * width - self.centre) - 8)[None, None]
+        cells = _bell(edges - sides * step, scale, _STRENGTH)
+        lows = np.zeros((1, CELLS), np.int32)
+        if self.bits:
+            edges = (16 * np.arange(width + 1) - 8)[None, None]
+            lows = _bell(edges + sides * 8 * width, scale, _LOW_STRENGTH)
+        return cells, lows
+
+
+def usual_slopes(apart: bool, side: int) -> Integers:
+    """Return the slopes, `[1, SLOPES]`, where none are sent: outside of a kernel nothing is known of neighbours."""
+    return np.array([_USUAL_SLOPES[apart] if side > 1 else (0,) * SLOPES], np.int64)
+
+
+def usual_weights(apart: bool) -> Integers:
+    """Return the weights, `[6]`, where none are sent."""
+    return np.array(_USUAL_WEIGHTS[apart], np.int64)
+
+
+def _bell(edges: Integers, scale: Integers | int, strength: int) -> NDArray[np.int32]:
+    """Return cumulative counts, `[contexts, CELLS]`, of a logistic distribution between edges."""
+    odds = (edges * UNIT) // scale
+    heights = np.rint(logistic(odds) * ONE).astype(np.int64)
+    shares = np.diff(heights)
+    total = np.maximum(1, shares.sum(-1, keepdims=True))
+    counts = 1 + shares * strength * STEP // total
+    return _cumulative(counts.reshape(-1, counts.shape[-1]))
+
+
+def _cumulative(counts: Integers) -> NDArray[np.int32]:
+    """Return cumulative counts, `[contexts, CELLS]`, of counts `[contexts, symbols]`."""
+    table = np.zeros((len(counts), CELLS), np.int64)
+    table[:, : counts.shape[1]] = counts
+    return np.cumsum(table, 1).astype(np.int32)
+
+
+def _flat(symbols: int) -> NDArray[np.int32]:
+    return _cumulative(np.full((1, symbols), max(1, STEP // 2)))
+
+
+def _pairs(odds: Integers, strength: int) -> NDArray[np.int32]:
+    """Return first counts of zeros and ones, `[2 * contexts]`, for log-odds of a one, `[contexts]`."""
+    ones = np.rint(logistic(odds) * ONE).astype(np.int64)
+    return (1 + np.stack([ONE - ones, ones], 1) * strength * STEP // ONE).astype(np.int32).reshape(-1)
+
+
+def encode_neighbours(plan: Plan, places: NDArray[np.integer], usual: int, fast: bool | None = None) -> bytes:
+    """Code values in [0, size), `[rows, columns]`, both at least 1.
+
+    Args:
+        plan: from `plans`.
+        places: the values.
+        usual: the centre that a reader assumes when none is written.
+        fast: compiled or in plain Python; None chooses.
+    """
+    symbols = np.ascontiguousarray(places, np.int32) - np.int32(plan.centre)
+    steps = 3 if plan.apart else 1
+    data = np.zeros(LONGEST_STEP * (steps + (plan.bits > 0)) * symbols.size + 2 * OPENING, np.uint8)
+    end = run(plan.arguments(symbols, data, 0, True), fast)
+    return plan.pack(usual) + data[:end].tobytes().rstrip(b"\0")
+
+
+def decode_neighbours(
+    reader: Reader, rows: int, columns: int, size: int, usual: int, fast: bool | None = None
+) -> NDArray[np.int32]:
+    """Read values in about [0, size), `[rows, columns]`, that `encode_neighbours` wrote.
+
+    Raises:
+        ArtifactError: the bytes are not such a stream.
+    """
+    plan = Plan.unpack(reader, size, usual)
+    stream = reader.rest()
+    symbols = np.zeros((rows, columns), np.int32)
+    data = np.frombuffer(stream + b"\0\0", np.uint8).copy()
+    run(plan.arguments(symbols, data, len(stream), False), fast)
+    symbols += np.int32(plan.centre)
+    return symbols
+
+
+def plans(places: NDArray[np.integer], size: int, usual: int, period: int, thorough: bool) -> Iterator[Plan]:
+    """Yield the plans that are worth a try, likeliest last.
+
+    Args:
+        places: values in [0, size), `[rows, columns]`, both at least 1, not all alike.
+        size: of the alphabet, 2 to 256.
+        usual: the place of zero, or the nearest.
+        period: columns after which a place has the same meaning again: those of a convolution's kernel, or 1.
+        thorough: try more of them.
+    """
+    zeros = float((places == usual).mean())
+    for apart in (False, True):
+        if (apart and zeros < _SPARSE) or (not apart and zeros > _ALWAYS_SPARSE):
+            continue
+        centre = usual if apart or (zeros > 0 and 0 < usual < size - 1) else int(np.median(places))
+        yield from _fitted(_Sample(places, centre, apart, period), size, thorough)
+
+
+class _Sample:
+    """Rows of a matrix with what is known before each place, for least-squares fits."""
+
+    def __init__(self, places: NDArray[np.integer], centre: int, apart: bool, period: int) -> None:
+        rows, columns = places.shape
+        self.apart, self.centre, self.total = apart, centre, places.size
+        chosen = np.unique(np.linspace(0, rows - 1, max(8, min(rows, _SAMPLE // columns))).astype(int))
+        values = places.astype(np.int16) - np.int16(centre)
+        sizes = (values != 0) if apart else np.abs(values)
+        self.mean = max(float(sizes.mean()), 2.0**-_FINEST)
+        own, own_sizes = values[chosen].astype(np.float64), sizes[chosen].astype(np.float64)
+        before, sizes_before = _sums_before(values, chosen), _sums_before(sizes, chosen)
+        share = 1 / (chosen[:, None] + PRIOR)
+        steps = np.arange(columns)[None] // 16 * 16  # means of a row are brought up to date every 16 columns
+        drift, level = before * share, (sizes_before + PRIOR * self.mean) * share
+        row_drift = _row_sums(own, steps) / (steps + 8)
+        expected = _row_sums(level, steps)
+        ratio = (_row_sums(own_sizes, steps) + 8 * self.mean) / (expected + 8 * self.mean)
+        self.period = period if columns % period == 0 and period <= _LONGEST_PERIOD else 1
+        self.side = max(1, round(self.period**0.5))
+        shifted = [_shifted(own, distance) for distance in _reach(self.side)]
+        self.values = own.reshape(-1)
+        self.used = self.values != 0 if apart else np.ones(own.size, bool)
+        self.known = np.stack([*shifted, drift, row_drift], -1).reshape(own.size, -1)
+        near = [(one != 0) if apart else np.abs(one) for one in shifted[:3]]
+        self.levels = np.stack([np.full_like(level, self.mean), level, level * ratio, *near], -1).reshape(own.size, -1)
+        self.phases = np.tile(np.arange(columns) % self.period, len(own))
+
+    def slopes(self, period: int) -> Integers:
+        """Return the slopes that fit best, `[period, SLOPES]`."""
+        phases = self.phases % period
+        chosen = [self.used & (phases == phase) for phase in range(period)]
+        return np.stack([_least_squares(self.known[here], self.values[here]) for here in chosen])
+
+    def expected(self, slopes: Integers) -> Floats:
+        """Return the expected values, `[places]`, under slopes, `[period, SLOPES]`."""
+        table = slopes.astype(np.float64)[self.phases % len(slopes)] / 64
+        return np.asarray(np.einsum("ij,ij->i", self.known, table))
+
+    def gain(self, slopes: Integers) -> float:
+        """Return about how many bytes the whole matrix gets shorter by these slopes, `[period, SLOPES]`."""
+        if not self.used.any():
+            return 0.0
+        values, rest = self.values[self.used], (self.values - self.expected(slopes))[self.used]
+        before, after = (float(np.square(part).sum()) + len(part) / 12 for part in (values, rest))
+        return self.total * float(self.used.mean()) * 0.5 * float(np.log2(before / after)) / 8
+
+
+def _fitted(sample: _Sample, size: int, thorough: bool) -> Iterator[Plan]:
+    """Yield plans without and with weights of neighbours and of magnitudes."""
+    mean = min(max(0, round(8 * float(np.log2(512 / sample.mean)))), 8 * _FINEST)
+    options = []
+    for period in sorted({1, sample.period}):
+        slopes = sample.slopes(period)
+        options.append((sample.gain(slopes) - 0.7 * slopes.size - 3, slopes))
+    usual = usual_slopes(sample.apart, sample.side)
+    options.append((sample.gain(usual), usual))
+    options.sort(key=lambda option: option[0])
+    for _, slopes in options if thorough else options[-1:]:
+        expected = sample.expected(slopes)
+        rest = (sample.values != 0).astype(np.float64) if sample.apart else np.abs(sample.values - expected)
+        for weights in (usual_weights(sample.apart), _least_squares(sample.levels, rest))[0 if thorough else 1 :]:
+            if sample.apart:
+                spread = round(16 * float(np.abs(sample.values[sample.used]).mean())) if sample.used.any() else 16
+            else:
+                guess = (sample.levels @ (weights / 64)).clip(0)
+                ratio = max(float((guess if guess.any() else rest).mean()), 1e-4) / sample.mean
+                spread = min(max(-128, round(8 * float(np.log2(ratio)))), 127)
+            yield Plan(size, sample.centre, sample.apart, mean, spread, sample.side, slopes, weights)
+
+
+def _least_squares(known: Any, wanted: Any) -> Integers:
+    """Return weights, `[inputs]`, in whole 1/64 within int8, for `known`, `[places, inputs]`."""
+    square = known.T @ known + (1e-3 * len(known) + 1e-6) * np.eye(known.shape[1])
+    fit = np.linalg.solve(square, known.T @ wanted)
+    return np.asarray(np.clip(np.rint(64 * fit), -127, 127), np.int64)
+
+
+def _reach(side: int) -> tuple[int, int, int]:
+    """Return the distances of the neighbours: left, above and above to the left, where lines are `side` long."""
+    return (1, side, side + 1) if side > 1 else (1, 2, 3)
+
+
+def _shifted(values: Any, distance: int) -> Any:
+    moved = np.zeros_like(values)
+    moved[:, distance:] = values[:, : max(0, values.shape[1] - distance)]
+    return moved
+
+
+def _row_sums(values: Any, steps: Any) -> Any:
+    """Return the sum of each row before the column that `steps`, `[1, columns]`, names, `[rows, columns]`."""
+    sums = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, 1)], 1)
+    return sums[:, steps[0]]
+
+
+def _sums_before(values: Any, chosen: Any) -> Any:
+    """Return the sum of each column before each chosen row, `[chosen, columns]`; the first chosen is row 0."""
+    blocks = np.add.reduceat(values, chosen, axis=0, dtype=np.int64)
+    return np.cumsum(blocks, 0) - blocks
