@@ -158,6 +158,19 @@ def test_no_more_columns_than_memory_was_promised_for():
     assert decode_symbols(stream, (1, 5)).shape == (1, 5)
 
 
+def test_few_bytes_do_not_claim_hours_of_work():
+    plan = Plan(3, 1, False, 60, 0, 1, np.zeros((1, 5), np.int64), np.zeros(6, np.int64))
+    stream = b"\x04" + b"\x03" + plan.pack(1) + bytes(8)
+    with pytest.raises(ArtifactError, match="cannot hold 16384 × 16384"):
+        decode_symbols(stream, (1 << 14, 1 << 14))
+
+
+def test_a_matrix_of_almost_nothing_takes_another_way():
+    almost = np.zeros((1100, 1000), np.int64)
+    almost[3, 5] = 1
+    assert same(almost) < 64
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

@@ -19,6 +19,11 @@ from featherweight.errors import ArtifactError
 LIMIT = 1 << 28
 """Most symbols that a decoder will make room for."""
 
+READ_AT_ONCE = 1 << 20
+SYMBOLS_PER_BYTE = 1 << 12
+"""A stream of `n` bytes that is scanned in plain Python holds at most `READ_AT_ONCE + n * SYMBOLS_PER_BYTE` symbols: a forged
+one could otherwise claim hours of work with a few bytes."""
+
 _EMPTY, _CONSTANT, _RAW, _ADAPTIVE, _NEIGHBOURS, _SPARSE, _BYTES = range(7)
 _TRANSPOSED = 16
 _LARGEST_ALPHABET = 4096
@@ -97,14 +102,20 @@ def _small_alphabet(symbols: NDArray[np.integer], least: int, size: int, period:
     alphabet = varint(2 * (size - 2) + even) + (b"" if even else signed_varint(least))
     small = min(places.shape) > 1 and places.size <= _SMALL
     fits = size <= _LARGEST_NEIGHBOURS and max(places.shape) <= MOST_COLUMNS
-    if places.size <= _LARGE or not fits:
-        yield bytes([_ADAPTIVE]) + alphabet + encode_adaptive(places.reshape(-1), size, usual)
-    if not fits:
-        return
-    for flip in (0, _TRANSPOSED) if small and period == 1 else (0,):
+    believable = False
+    for flip in (0, _TRANSPOSED) if small and period == 1 else (0,) if fits else ():
         scan = np.ascontiguousarray(places.T) if flip else places
         for plan in plans(scan, size, usual, period, small):
-            yield bytes([_NEIGHBOURS | flip]) + alphabet + encode_neighbours(plan, scan, usual)
+            stream = encode_neighbours(plan, scan, usual)
+            if _believable(len(stream), places.size):
+                believable = True
+                yield bytes([_NEIGHBOURS | flip]) + alphabet + stream
+    if places.size <= _LARGE or not believable:
+        yield bytes([_ADAPTIVE]) + alphabet + encode_adaptive(places.reshape(-1), size, usual)
+
+
+def _believable(length: int, count: int) -> bool:
+    return count <= READ_AT_ONCE + length * SYMBOLS_PER_BYTE
 
 
 def _nested(symbols: NDArray[np.integer], least: int, nesting: int, period: int) -> Iterator[bytes]:
@@ -162,6 +173,8 @@ def _neighbours(reader: Reader, rows: int, columns: int, _nesting: int) -> NDArr
     least, size, usual = _alphabet(reader)
     if size > _LARGEST_NEIGHBOURS or columns > MOST_COLUMNS:
         raise ArtifactError(f"{reader.what}: {size} symbols in {columns} columns are not for way {_NEIGHBOURS}")
+    if not _believable(reader.left(), rows * columns):
+        raise ArtifactError(f"{reader.what}: {reader.left()} bytes cannot hold {rows} × {columns} symbols")
     symbols = decode_neighbours(reader, rows, columns, size, usual)
     if abs(least) > _LARGEST_ALPHABET:
         return symbols + np.int64(least)

@@ -55,15 +55,20 @@ class Reader:
         Raises:
             ArtifactError: fewer are left.
         """
-        left = len(self.data) - self.position
-        if count > left:
-            raise ArtifactError(f"{self.what}: cut short, {count} bytes expected at {self.position}, {left} left")
+        if count > self.left():
+            raise ArtifactError(
+                f"{self.what}: cut short, {count} bytes expected at {self.position}, {self.left()} left"
+            )
         self.position += count
         return self.data[self.position - count : self.position]
 
+    def left(self) -> int:
+        """Return how many bytes are not read yet."""
+        return len(self.data) - self.position
+
     def rest(self) -> bytes:
         """Return all bytes not read yet."""
-        return self.take(len(self.data) - self.position)
+        return self.take(self.left())
 
     def byte(self) -> int:
         """Return the next byte as a number in [0, 255]."""
@@ -100,5 +105,5 @@ class Reader:
         Raises:
             ArtifactError: bytes are left over.
         """
-        if self.position != len(self.data):
-            raise ArtifactError(f"{self.what}: {len(self.data) - self.position} bytes too many at the end")
+        if self.left():
+            raise ArtifactError(f"{self.what}: {self.left()} bytes too many at the end")
