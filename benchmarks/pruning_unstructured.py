@@ -116,14 +116,13 @@ def main() -> None:
 
 def cell(family: Family, method: str, sparsity: float) -> dict[str, Any]:
     """Prune, evaluate, heal, evaluate; the share of zeros is counted in the healed network."""
-    technique = METHODS[method](sparsity, family)
+    technique, model, context = METHODS[method](sparsity, family), family.model, _context(family)
     before = None
     if not technique.needs & {"train"}:
-        pruned, _ = run(technique, family.model, _context(family))
-        before = evaluate(pruned, family.data, "test").value
-        technique = Recipe((technique, Distill(epochs=family.epochs, learning_rate=family.learning_rate)))
-    context = _context(family)
-    healed, _ = run(technique, family.model, context)
+        model, _ = run(technique, model, context)
+        before = evaluate(model, family.data, "test").value
+        technique = Distill(epochs=family.epochs, learning_rate=family.learning_rate)
+    healed, _ = run(technique, model, context)
     weights = [healed.get_parameter(name) for name in context.sparse]
     return {
         "before": before,

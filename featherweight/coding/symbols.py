@@ -103,7 +103,8 @@ def _small_alphabet(symbols: NDArray[np.integer], least: int, size: int, period:
     small = min(places.shape) > 1 and places.size <= _SMALL
     fits = size <= _LARGEST_NEIGHBOURS and max(places.shape) <= MOST_COLUMNS
     believable = False
-    for flip in (0, _TRANSPOSED) if small and period == 1 else (0,) if fits else ():
+    flips = () if not fits else (0, _TRANSPOSED) if small and period == 1 else (0,)
+    for flip in flips:
         scan = np.ascontiguousarray(places.T) if flip else places
         for plan in plans(scan, size, usual, period, small):
             stream = encode_neighbours(plan, scan, usual)
