@@ -24,7 +24,7 @@ from featherweight import Context, Data
 from featherweight.running import run
 from featherweight.scoring import evaluate
 from featherweight.tasks import mnist
-from featherweight.technique import Recipe, Technique
+from featherweight.technique import Technique
 from featherweight.techniques import Distill, PruneMovement, PruneSparseGpt, PruneWanda, PruneWeights
 from featherweight.techniques.train import Training
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ def run(technique: Technique, model: nn.Module, context: Context) -> Outcome:
     for split in sorted(technique.needs):
         if getattr(context.data, split) is None:
             raise RecipeError(f"{technique} needs Data({split}=...), which is missing")
+    if not context.step:  # a checkpoint is named after it
+        context = replace(context, step=str(technique))
     copied, baked = private_copy(model)
     copied.to(context.device)
     for name in baked:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featherweight.data import batches, forward, select_output
+from featherweight.data import batches, forward
 from featherweight.edits import module_at, named_tensors
 from featherweight.graph import CoupledGroup
 from featherweight.modes import evaluating
-from featherweight.scoring import loss_function
 from featherweight.technique import Context
+from featherweight.techniques.gradients import gradients
 from featherweight.techniques.surgeon import removal_errors
 
 KINDS = ("l2", "l1", "batch_norm", "geometric_median", "taylor", "fisher", "obs", "activation", "random")
@@ -242,51 +241,7 @@ def _from_gradients(
 
 
 def _products(model: nn.Module, names: set[str], context: Context, count: int) -> Iterator[dict[str, Tensor]]:
-    """Weight times gradient of the loss by name, for each calibration batch, in evaluation mode."""
+    """Weight times gradient of the loss by name, for each calibration batch."""
     weights = {name: p for name, p in model.named_parameters() if name in names and p.is_floating_point()}
-    draw = context.rng("targets")
-    with evaluating(model), torch.enable_grad(), _differentiable(list(weights.values())):
-        for inputs, target in islice(batches(context.data.calibrate, "calibrate", context.device), count):
-            loss = _loss(model, context, inputs, target, draw)
-            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            yield {
-                name: weight.detach() * gradient
-                for (name, weight), gradient in zip(weights.items(), found, strict=True)
-                if gradient is not None
-            }
-
-
-@contextmanager
-def _differentiable(weights: list[nn.Parameter]) -> Iterator[None]:
-    """Let gradients flow to frozen weights too, and through recurrent layers in evaluation mode, which cuDNN refuses."""
-    before = [weight.requires_grad for weight in weights]
-    try:
-        for weight in weights:
-            weight.requires_grad_(True)
-        with torch.backends.cudnn.flags(enabled=False):
-            yield
-    finally:
-        for weight, required in zip(weights, before, strict=True):
-            weight.requires_grad_(required)
-
-
-def _loss(model: nn.Module, context: Context, inputs: Any, target: Any, draw: torch.Generator) -> Tensor:
-    """The task's loss; without labels, against targets drawn from what the teacher predicts.
-
-    The model's own output as target would have no gradient at all; drawn targets give the Fisher matrix itself.
-    """
-    data = context.data
-    if data.step is not None:
-        return data.step(model, (inputs, target))
-    if target is not None:
-        return loss_function(data)(forward(model, inputs), target)
-    student = select_output(forward(model, inputs), data.output)
-    with torch.no_grad():
-        taught = model if context.teacher is None else context.teacher
-        wanted = select_output(forward(taught, inputs), data.output)
-    if data.loss == "cross_entropy" and wanted.dim() > 1:
-        chances = F.softmax(wanted, 1).movedim(1, -1).flatten(0, -2).cpu()
-        labels = torch.multinomial(chances, 1, generator=draw).reshape(wanted.movedim(1, -1).shape[:-1])
-        return F.cross_entropy(student, labels.to(student.device))
-    noise = torch.randn(wanted.shape, generator=draw).to(wanted)
-    return F.mse_loss(student, wanted + noise)
+    for found in gradients(model, weights, context, count):
+        yield {name: weights[name].detach() * gradient for name, gradient in found.items()}

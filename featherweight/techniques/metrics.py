@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from featherweight.data import batches as read
 from featherweight.edits import module_at
-from featherweight.modes import evaluating
 from featherweight.technique import Context
 from featherweight.techniques.factorizations import Metric
-from featherweight.techniques.importance import _differentiable, _loss
+from featherweight.techniques.gradients import gradients
 from featherweight.techniques.moments import first_names, moments
 
 METHODS = ("svd", "whitened", "fisher")
@@ -63,15 +60,8 @@ def _fisher(squares: Tensor) -> Metric:
 def _gradients(model: nn.Module, context: Context, weights: dict[str, nn.Parameter], count: int) -> dict[str, Tensor]:
     """Sums over calibration batches of the squared gradients of the loss, `[out, in]` float64, by name."""
     sums: dict[str, Tensor] = {}
-    draw = context.rng("targets")
-    with evaluating(model), torch.enable_grad(), _differentiable(list(weights.values())):
-        for inputs, target in islice(read(context.data.calibrate, "calibrate", context.device), count):
-            loss = _loss(model, context, inputs, target, draw)
-            if not loss.requires_grad:  # none of the weights has a part in it
-                continue
-            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            for (name, weight), gradient in zip(weights.items(), found, strict=True):
-                if gradient is not None:
-                    square = gradient.double().square().reshape(len(weight), -1)
-                    sums[name] = sums[name] + square if name in sums else square
+    for found in gradients(model, weights, context, count):
+        for name, gradient in found.items():
+            square = gradient.double().square().reshape(len(gradient), -1)
+            sums[name] = sums[name] + square if name in sums else square
     return sums

@@ -7,10 +7,7 @@ epoch draws from a seed of its own and leaves a checkpoint: a killed run continu
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from featherweight.data import batches, example_inputs, forward, rebuild, select_output
@@ -31,6 +26,7 @@ from featherweight.errors import DataError, ModelError
 from featherweight.layers import QuantizedLayer
 from featherweight.scoring import evaluate, loss_function
 from featherweight.technique import Context
+from featherweight.techniques.checkpoints import named, restored, save
 from featherweight.techniques.imitation import imitation, output_kind
 from featherweight.techniques.matching import Matching, Term, captured, terms
 
@@ -197,7 +193,7 @@ class _Loop:
         self.best_score = -math.inf
         self.best: dict[str, Tensor] = {}
         self.steps = _steps_per_epoch(context)
-        self.path = _checkpoint_path(model, context, training, guidance, schedule is not None)
+        self.path = _checkpoint(model, context, training, guidance, schedule is not None)
         self.bfloat16 = _mixed_precision_pays(model, context.device)
 
     def run(self) -> None:
@@ -322,38 +318,30 @@ class _Loop:
     def _save(self) -> None:
         if self.path is None:
             return
-        stored = {f"model/{name}": tensor for name, tensor in named_tensors(self.model).items()}
-        stored |= {f"best/{name}": tensor for name, tensor in self.best.items()}
-        stored |= {f"mask/{name}": mask for name, mask in self.masks.items()}
-        stored |= {f"memory/{name}": tensor for name, tensor in self.memory.items()}
-        for name, parameter in (self.parameters | self.companions).items():
-            stored |= {f"optimizer/{name}/{key}": value for key, value in self.optimizer.state[parameter].items()}
-        facts = {"epoch": self.epoch, "waited": self.waited, "best_score": self.best_score}
-        metadata = {"facts": json.dumps(facts), "torch": torch.__version__}
-        clones = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in stored.items()}
-        temporary = self.path.with_suffix(".part")
-        save_file(clones, temporary, metadata)
-        os.replace(temporary, self.path)
+        trained = self.parameters | self.companions
+        moments = {
+            f"{name}/{key}": value for name, p in trained.items() for key, value in self.optimizer.state[p].items()
+        }
+        tables = {
+            "model": named_tensors(self.model),
+            "best": self.best,
+            "mask": self.masks,
+            "memory": self.memory,
+            "optimizer": moments,
+        }
+        save(self.path, tables, {"epoch": self.epoch, "waited": self.waited, "best_score": self.best_score})
 
     def _restore(self) -> bool:
-        if self.path is None or not self.path.exists():
+        stored = restored(self.path, self.context.device) if self.path is not None else None
+        if stored is None:
             return False
-        try:
-            with safe_open(self.path, "pt") as stored:
-                facts = json.loads(stored.metadata()["facts"])
-                kinds = ("model", "best", "mask", "memory", "optimizer")
-                values: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
-                for key in stored.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                    kind, _, name = key.partition("/")
-                    values[kind][name] = stored.get_tensor(key).to(self.context.device)
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
-            return False  # a damaged checkpoint costs its training run, never a wrong result
-        self._load(values["model"])
-        self.best = values["best"]
-        for table, held in ((self.masks, values["mask"]), (self.memory, values["memory"])):
+        tables, facts = stored
+        self._load(tables["model"])
+        self.best = tables["best"]
+        for table, held in ((self.masks, tables["mask"]), (self.memory, tables["memory"])):
             for name, tensor in held.items():
                 table[name].copy_(tensor)  # in place: the schedule goes on writing to these very tensors
-        for name, value in values["optimizer"].items():
+        for name, value in tables["optimizer"].items():
             owner, _, key = name.rpartition("/")
             self.optimizer.state[(self.parameters | self.companions)[owner]][key] = (
                 value.cpu() if key == "step" else value
@@ -419,10 +407,10 @@ def _reseeded_loader(loader: Any, seed: int) -> Iterator[None]:
         generator.set_state(state)
 
 
-def _checkpoint_path(
+def _checkpoint(
     model: nn.Module, context: Context, training: Training, guidance: Guidance, scheduled: bool
 ) -> Path | None:
-    """A file named by everything the result depends on, so that no other run can pick it up by mistake."""
+    """A file named by everything the result depends on, or None without a workspace."""
     if context.workspace is None:
         return None
     settings = (
@@ -435,15 +423,8 @@ def _checkpoint_path(
         guidance,
         scheduled,
     )
-    digest = hashlib.sha256(repr(settings).encode())
     with seeded(0), _reseeded_loader(context.data.train, 0):
         first = next(iter(context.data.train or ()), None)
     read = {f"batch {index}": tensor for index, tensor in enumerate(all_tensors(first))}
     taught = named_tensors(context.teacher) if context.teacher is not None else {}
-    for table in (named_tensors(model), taught, read):
-        for name, tensor in sorted(table.items()):
-            digest.update(name.encode())
-            if tensor.numel():
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    context.workspace.mkdir(parents=True, exist_ok=True)
-    return context.workspace / f"train-{digest.hexdigest()[:20]}.safetensors"
+    return named(context.workspace, settings, (named_tensors(model), taught, read))

@@ -84,6 +84,15 @@ class Raising:
         self.epochs += 1
 
 
+def test_bare_techniques_of_one_workspace_do_not_meet(teacher, tmp_path):
+    data = teacher_data(teacher)
+    for ratio in (0.3, 0.6):
+        context = Context(data=data, teacher=teacher, workspace=tmp_path)
+        small, _ = run(PruneWeights(ratio=ratio, epochs=2), teacher, context)
+        weights = torch.cat([small.get_parameter(name).flatten() for name in context.sparse])
+        assert abs(float((weights == 0).float().mean()) - ratio) < 0.01
+
+
 FITTED = {"loss": "dkd + hint features.2 -> features.4", "mixing": "learnt"}
 RISING = {"loss": "dist", "mixing": "rising"}
 
