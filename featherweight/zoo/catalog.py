@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.data import Inputs
-from featherweight.zoo import imported, sequences, transformers
+from featherweight.zoo import generative, imported, sequences, transformers
 from featherweight.zoo.images import (
     VGG,
     BasicBlock,
@@ -98,8 +98,8 @@ def architectures() -> dict[str, Architecture]:
         ("vit_timm", "transformer", transformers.TimmVisionTransformer, (image,)),
         ("swin", "transformer", transformers.Swin, (image,)),
         ("mixer", "transformer", transformers.Mixer, (image,)),
-        ("gpt", "transformer", transformers.GPT, (words,)),
-        ("llama", "transformer", transformers.Llama, (words,)),
+        ("gpt", "transformer", generative.GPT, (words,)),
+        ("llama", "transformer", generative.Llama, (words,)),
         ("lstm", "recurrent", lambda: sequences.LSTMClassifier(64), (tokens(10),)),
         ("lstm_layers", "recurrent", lambda: sequences.LSTMClassifier(48, layers=2), (tokens(10),)),
         ("lstm_projection", "recurrent", lambda: sequences.LSTMClassifier(96, projection=32), (tokens(10),)),
