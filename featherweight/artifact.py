@@ -136,7 +136,7 @@ class Artifact:
         Raises:
             ModelError: it is not the class this file was made from; the message names the first tensor that differs.
         """
-        copied, _ = private_copy(model)
+        copied, _ = private_copy(model, values=False)
         with torch.device("meta"):  # sizes in a hostile file must not cost memory
             replay(copied, self.edits)
         tensors = named_tensors(copied)

@@ -99,16 +99,23 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
         raise ModelError(f"{type(model).__name__} has no module at {path!r}.{closest(path, paths)}") from error
 
 
-def private_copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
+def private_copy(model: nn.Module, values: bool = True) -> tuple[nn.Module, list[str]]:
     """Return a copy to edit, its parametrized weights (weight norm and the like) baked into plain ones, and their names.
 
     Edits address tensors by name, and a weight that is computed anew at each forward would undo them.
 
+    Args:
+        model: any module; it is not changed.
+        values: False leaves the tensors of the state dict without memory, on the device `meta`, to be given others.
+
     Raises:
         ModelError: PyTorch cannot copy the model.
     """
+    instead = (
+        {} if values else {id(tensor): _without_memory(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    )
     try:
-        copied = copy.deepcopy(model)
+        copied = copy.deepcopy(model, instead)
     except Exception as error:  # whatever a module's own __deepcopy__ raises
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]}): remove old-style weight norm, spectral "
@@ -125,6 +132,11 @@ def private_copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
                 baked.append(f"{path}.{name}".lstrip("."))
     return copied, baked
+
+
+def _without_memory(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def apply(model: nn.Module, edit: Edit) -> Undo:
