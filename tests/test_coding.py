@@ -359,3 +359,26 @@ def test_damaged_streams_raise_only_artifact_errors(seed, kind):
             assert decode_symbols(data, symbols.shape).shape == symbols.shape
         except ArtifactError:
             continue
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from(FLOATS),
+    st.sampled_from([(), (1,), (7,), (300,), (12, 3, 3)]),
+    st.integers(-8, 6),
+    st.sampled_from([3, 60, 120]),
+)
+def test_multiples_of_a_power_of_two_are_coded_as_such(seed, dtype, shape, octave, largest):
+    multiples = np.random.default_rng(seed).integers(-largest, largest + 1, shape)
+    values = torch.from_numpy(np.asarray(multiples * 2.0**octave)).to(dtype)
+    stream = encode_tensor(values)
+    assert torch.equal(decode_tensor(stream, dtype, shape), values)
+    assert len(stream) <= 4 + len(encode_symbols(np.asarray(multiples).reshape(1, -1)))
+
+
+def test_rounded_scales_and_biases_take_few_bytes():
+    generator = torch.Generator().manual_seed(0)
+    assert len(encode_tensor(torch.tensor([13 / 1024]))) <= 5
+    biases = torch.randint(-60, 61, (200,), generator=generator) / 512
+    assert len(encode_tensor(biases)) < 1.08 * 200 * np.log2(121) / 8

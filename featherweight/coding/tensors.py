@@ -1,7 +1,8 @@
 """Tensors of any real type to few bytes and back, bit for bit.
 
 Integers are coded as symbols. Floats are split into planes, the first bytes of all values, the second bytes, …, so that
-planes without information (float32 that holds bfloat16 values) cost nothing; zeros may be told apart by a mask.
+planes without information (float32 that holds bfloat16 values) cost nothing; zeros may be told apart by a mask. Floats that
+are small multiples of a power of two, such as rounded scales and biases, are coded as those multiples.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featherweight.coding.symbols import LIMIT, decode_symbols, encode_symbols
-from featherweight.coding.varint import Reader, framed
+from featherweight.coding.varint import Reader, framed, signed_varint
 from featherweight.errors import ArtifactError
 
-_SYMBOLS, _PLANES, _MASKED = range(3)
+_SYMBOLS, _PLANES, _MASKED, _MULTIPLES = range(4)
 _MASK_SHARE = 0.1  # of exact zeros, from which on a mask is tried
+_MOST_BITS = 16  # of a multiple
+_MOST_OCTAVES = 1100  # from one to the smallest and the largest double
 _UNSIGNED = {torch.uint16, torch.uint32, torch.uint64}
 _INTEGERS = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
@@ -51,6 +54,10 @@ def encode_tensor(tensor: Tensor) -> bytes:
         mask = framed(encode_symbols(filled.astype(np.int8).reshape(matrix), period))
         survivors = patterns[filled]
         candidates.append(bytes([_MASKED]) + mask + _encode_planes(survivors, (1, len(survivors)), 1))
+    if tensor.is_floating_point() and (found := _multiples(tensor)) is not None:
+        octave, multiples = found
+        symbols = encode_symbols(multiples.reshape(matrix), period)
+        candidates.append(bytes([_MULTIPLES]) + signed_varint(octave) + symbols)
     return min(candidates, key=len)
 
 
@@ -78,6 +85,10 @@ def decode_tensor(data: bytes, dtype: torch.dtype, shape: Sequence[int], limit: 
     way = reader.byte()
     if way == _SYMBOLS and dtype in _INTEGERS:
         return _decode_integers(reader.rest(), dtype, matrix).reshape(tuple(shape))
+    if way == _MULTIPLES and dtype.is_floating_point:
+        octave = reader.signed_varint(_MOST_OCTAVES)
+        multiples = decode_symbols(reader.rest(), matrix).astype(np.float64)
+        return torch.from_numpy(np.ldexp(multiples, octave)).to(dtype).reshape(tuple(shape))
     patterns = np.zeros((count, dtype.itemsize), np.uint8)
     if way == _MASKED:
         mask = decode_symbols(reader.framed(), matrix, np.uint8).reshape(-1) > 0
@@ -98,6 +109,22 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     if len(shape) < 2:
         return 1, math.prod(shape)
     return shape[0], math.prod(shape[1:])
+
+
+def _multiples(tensor: Tensor) -> tuple[int, NDArray[np.int64]] | None:
+    """Return an exponent and the whole multiples of two to its power that the values are, or None where they are large."""
+    for part in (tensor.reshape(-1)[:256], tensor):  # most tensors show at once that they are not
+        values = part.double().numpy()
+        used = values[values != 0]
+        if not np.isfinite(used).all() or np.signbit(values[values == 0]).any():
+            return None
+        mantissas, exponents = np.frexp(used)
+        whole = np.ldexp(mantissas, 53).astype(np.int64)
+        lowest = np.frexp((whole & -whole).astype(np.float64))[1] - 1  # place of the last bit that is one
+        octave = int((exponents - 53 + lowest).min(initial=0 if not used.size else _MOST_OCTAVES))
+        if int(exponents.max(initial=octave)) - octave > _MOST_BITS:
+            return None
+    return octave, np.ldexp(values, -octave).astype(np.int64)
 
 
 def _patterns(tensor: Tensor) -> NDArray[np.uint8]:

@@ -1,0 +1,164 @@
+"""LeNet-300-100 and LeNet-5-Caffe on full MNIST in as few bytes as their published error limits allow.
+
+    FEATHERWEIGHT_DATA=../shared/data python benchmarks/bytes_lenet.py [--network lenet300] [--seeds 3] [--rates 0.1 0.2]
+
+Gradual pruning with the original as teacher, entropy-penalized training at several rates, and out go the units that nothing
+reads. Files are saved, read back into a fresh network of the original class, and scored. For each seed the smallest file whose
+validation error is within the limit counts, and its test error is told beside. The published records count no graph,
+so neither does the ratio; the whole file's bytes are beside it. A rate that is done is kept; a killed training goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from originals import cache, original
+from results import keep, kept, record
+from torch import nn
+
+from featherweight import Context, Data, Recipe
+from featherweight.artifact import load, package
+from featherweight.costs import original_bytes
+from featherweight.portable import export_graph
+from featherweight.running import run
+from featherweight.scoring import evaluate
+from featherweight.tasks.mnist import data, lenet5, lenet300
+from featherweight.technique import Technique
+from featherweight.techniques import PenalizeEntropy, PruneDeadUnits, PruneWeights
+from featherweight.techniques.train import Training
+
+NAME = "bytes_lenet"
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of the two networks, and how it is made small.
+
+    Attributes:
+        build: returns it untrained.
+        training: of the original, as other benchmarks have it.
+        limit: largest error in per cent.
+        pruning: what zeros its weights first.
+        rates: what a bit costs, from mild to strong.
+    """
+
+    build: Callable[[], nn.Module]
+    training: Training
+    limit: float
+    pruning: PruneWeights
+    rates: tuple[float, ...]
+
+    def penalty(self, rate: float) -> Technique:
+        """Return the training that follows."""
+        return PenalizeEntropy(epochs=60, learning_rate=2e-3, rate=rate, bits=4)
+
+
+NETWORKS = {
+    "lenet300": Network(
+        lenet300,
+        Training(epochs=20, learning_rate=1e-3, weight_decay=5e-2),
+        1.9,
+        PruneWeights(ratio=0.95, ranking="lamp", epochs=20, learning_rate=2e-3),
+        (0.5, 1.0, 2.0, 4.0),
+    ),
+    "lenet5": Network(
+        lenet5,
+        Training(epochs=12, learning_rate=1e-3, weight_decay=5e-2),
+        1.0,
+        PruneWeights(ratio=0.98, ranking="lamp", epochs=20, learning_rate=2e-3),
+        (1.0, 2.0, 4.0, 8.0),
+    ),
+}
+
+
+def main() -> None:
+    """Train what is missing and write the rows of the networks that are done."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--network", choices=tuple(NETWORKS), nargs="*", default=list(NETWORKS))
+    asked.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    asked.add_argument("--rates", type=float, nargs="*", default=None)
+    options = asked.parse_args()
+    mnist, done = data(), kept(NAME)
+    for name in options.network:
+        for seed in options.seeds:
+            for rate in options.rates or NETWORKS[name].rates:
+                key = f"{name} {seed} {rate:g}"
+                if key not in done:
+                    found = cell(name, seed, rate, mnist)
+                    done = {**kept(NAME), key: found}
+                    keep(NAME, done)
+                _say(f"{key}: {done[key]}")
+        cells = {key: value for key, value in done.items() if key.startswith(f"{name} ")}
+        if {key.split()[1] for key in cells} >= {"0", "1", "2"}:
+            row(name, cells)
+
+
+def cell(name: str, seed: int, rate: float, mnist: Data) -> dict[str, Any]:
+    """Return bytes and errors of one network at one rate."""
+    network = NETWORKS[name]
+    model = original(name, seed, network.build, mnist, network.training)
+    context = Context(data=mnist, teacher=model, seed=seed, report=_report, workspace=cache() / NAME)
+    recipe = Recipe((network.pruning, network.penalty(rate)))
+    small, edits = run(recipe, model, context)
+    small, cuts = run(PruneDeadUnits(), small, context)
+    edits = [*edits, *cuts]
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "model.fw"
+        size = package(small, edits, {}, None).save(path, graph=False)
+        back = load(path, into=network.build().eval())
+    whole = len(package(small, edits, {}, export_graph(small, mnist)).to_bytes())
+    errors = {part: 100 * (1 - evaluate(back, mnist, part).value) for part in ("validate", "test")}
+    return {
+        "file_bytes": size,
+        "whole_file_bytes": whole,
+        "original_bytes": original_bytes(model),
+        "ratio": round(original_bytes(model) / size, 2),
+        **{f"{part}_error": round(error, 3) for part, error in errors.items()},
+        "original_test_error": round(100 * (1 - evaluate(model, mnist, "test").value), 3),
+        "recipe": str(recipe),
+        "sizes": [list(value.shape) for value in small.state_dict().values() if value.dim() > 1],
+    }
+
+
+def row(name: str, cells: dict[str, dict[str, Any]]) -> None:
+    """Write the row of a network: the mean over the seeds, or nothing where their mean test error is beyond the limit."""
+    limit, chosen = NETWORKS[name].limit, {}
+    for seed in sorted({key.split()[1] for key in cells}):
+        own = {key: value for key, value in cells.items() if key.split()[1] == seed}
+        fitting = {key: value for key, value in own.items() if value["validate_error"] <= limit}
+        if fitting:
+            chosen[seed] = min(fitting.items(), key=lambda item: item[1]["file_bytes"])
+    errors = [value["test_error"] for _, value in chosen.values()]
+    holds = len(chosen) == len({key.split()[1] for key in cells}) and statistics.mean(errors) <= limit
+    got = statistics.mean(value["ratio"] for _, value in chosen.values()) if holds else None
+    note = (
+        f"mean over seeds of original bytes over the file's without its graph, at a test error of at most {limit} %; chosen by "
+        f"validation error: "
+        + "; ".join(
+            f"{key}: {value['file_bytes']} bytes ({value['whole_file_bytes']} with the graph), {value['ratio']}x, "
+            f"test error {value['test_error']} %, of the original {value['original_test_error']} %"
+            for key, value in chosen.values()
+        )
+    )
+    identifier = f"bytes.{name}.ratio"
+    record(NAME, identifier, None if got is None else round(got, 1), len(chosen), note, cells)
+
+
+def _report(message: str, share: float) -> None:
+    sys.stderr.write(f"{message}\n")
+
+
+def _say(message: str) -> None:
+    sys.stdout.write(f"{message}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
