@@ -30,17 +30,17 @@ from featherweight.techniques.train import Training
 
 NAME = "pruning_unstructured"
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
-BATCHES = 16  # of calibration data
 
 
 @dataclass(frozen=True)
 class Family:
-    """A trained network, its data with a training part that is quick to heal on, and how long to heal."""
+    """A trained network, its data with a training part that is quick to heal on, how long to heal, and calibration batches."""
 
     model: nn.Module
     data: Data
     epochs: int
     learning_rate: float
+    batches: int = 16
 
 
 def cnn() -> Family:
@@ -60,7 +60,7 @@ def lstm() -> Family:
 
 
 def transformer() -> Family:
-    """MiniLM of `sentiment.py` on SST-2; heals on 384 sentences, validates on 128, tests on the first 448 of dev."""
+    """MiniLM of `sentiment.py` on SST-2; heals on 384 sentences, calibrates and validates on 128, tests on the first 448 of dev."""
     from sentiment import shortened, task
 
     made = task()
@@ -72,15 +72,15 @@ def transformer() -> Family:
         validate=list(islice(made.data.validate or (), 2)),
         test=list(islice(made.data.test or (), 7)),
     )
-    return Family(made.model, data, epochs=1, learning_rate=1e-4)
+    return Family(made.model, data, epochs=1, learning_rate=1e-4, batches=4)
 
 
 FAMILIES: dict[str, Callable[[], Family]] = {"cnn": cnn, "lstm": lstm, "transformer": transformer}
 METHODS: dict[str, Callable[[float, Family], Technique]] = {
     "magnitude": lambda ratio, _: PruneWeights(ratio, "global"),
     "lamp": lambda ratio, _: PruneWeights(ratio, "lamp"),
-    "wanda": lambda ratio, _: PruneWanda(ratio, batches=BATCHES),
-    "sparsegpt": lambda ratio, _: PruneSparseGpt(ratio, batches=BATCHES),
+    "wanda": lambda ratio, f: PruneWanda(ratio, batches=f.batches),
+    "sparsegpt": lambda ratio, f: PruneSparseGpt(ratio, batches=f.batches),
     "movement": lambda ratio, f: PruneMovement(ratio, epochs=f.epochs, learning_rate=f.learning_rate),
 }
 

@@ -1,4 +1,4 @@
-"""The command line, a thin shell over the functions: compress, measure, inspect, run, export, verify, list."""
+"""The command line, a thin shell over the functions: compress, measure, inspect, run, export, verify, pack, unpack, list."""
 
 from __future__ import annotations
 
@@ -264,6 +264,41 @@ def verify(file: FileName, as_json: AsJson = False) -> None:
     from featherweight.inspection import verify_artifact
 
     _show(verify_artifact(load(file)), str(file), as_json)
+
+
+@app.command()
+def pack(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS.safetensors", help="Tensors of any model.")],
+    out: Annotated[Path, typer.Option(help="Where the file goes.")] = Path("weights.fw"),
+    sqnr: Annotated[
+        float | None, typer.Option(help="Round, and keep at least so many dB of signal to noise in each tensor.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Round until the file is this small: [b]500KB[/b], [b]10%[/b] or [b]8x[/b].")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pack tensors into one small file: lossless, or rounded to a stated quality or size.
+
+    Example: featherweight pack model.safetensors --size 10% --out model.fw
+    """
+    from featherweight.budget import Budget
+    from featherweight.packing import packed_file
+
+    limit = Budget.parse(f"size<={size}").limits[0] if size is not None else None
+    _show(packed_file(weights, out, sqnr, limit), str(out), as_json)
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(metavar="WEIGHTS.fw", help="What [b]pack[/b] made.")],
+    out: Annotated[Path, typer.Option(help="Where the tensors go.")] = Path("weights.safetensors"),
+    as_json: AsJson = False,
+) -> None:
+    """Unpack tensors into a safetensors file."""
+    from featherweight.packing import unpacked_file
+
+    _show(unpacked_file(file, out), str(out), as_json)
 
 
 @app.command(name="list")
