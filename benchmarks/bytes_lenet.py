@@ -57,7 +57,7 @@ class Network:
 
     def penalty(self, rate: float) -> Technique:
         """Return the training that follows."""
-        return PenalizeEntropy(epochs=60, learning_rate=2e-3, rate=rate, bits=4)
+        return PenalizeEntropy(epochs=40, learning_rate=2e-3, rate=rate, bits=3)
 
 
 NETWORKS = {
@@ -66,14 +66,14 @@ NETWORKS = {
         Training(epochs=20, learning_rate=1e-3, weight_decay=5e-2),
         1.9,
         PruneWeights(ratio=0.95, ranking="lamp", epochs=20, learning_rate=2e-3),
-        (0.5, 1.0, 2.0, 4.0),
+        (1.0, 2.0, 3.0),
     ),
     "lenet5": Network(
         lenet5,
         Training(epochs=12, learning_rate=1e-3, weight_decay=5e-2),
         1.0,
-        PruneWeights(ratio=0.98, ranking="lamp", epochs=20, learning_rate=2e-3),
-        (1.0, 2.0, 4.0, 8.0),
+        PruneWeights(ratio=0.99, ranking="lamp", epochs=20, learning_rate=2e-3),
+        (3.0, 6.0, 12.0),
     ),
 }
 

@@ -26,10 +26,12 @@ from featherweight.coding.scan import (
     MEANS,
     OPENING,
     PAD,
+    PARTS,
     PRIOR,
     SLOPES,
     SPREADS,
     STEP,
+    scan,
 )
 from featherweight.coding.varint import Reader, framed, varint
 from featherweight.errors import ArtifactError
@@ -263,7 +265,7 @@ def encode_neighbours(plan: Plan, places: NDArray[np.integer], usual: int, fast:
     symbols = np.ascontiguousarray(places, np.int32) - np.int32(plan.centre)
     steps = 3 if plan.apart else 1
     data = np.zeros(LONGEST_STEP * (steps + (plan.bits > 0)) * symbols.size + 2 * OPENING, np.uint8)
-    end = run(plan.arguments(symbols, data, 0, True), fast)
+    end = run(scan, PARTS, 2, plan.arguments(symbols, data, 0, True), fast)
     return plan.pack(usual) + data[:end].tobytes().rstrip(b"\0")
 
 
@@ -279,7 +281,7 @@ def decode_neighbours(
     stream = reader.rest()
     symbols = np.zeros((rows, columns), np.int32)
     data = np.frombuffer(stream + b"\0\0", np.uint8).copy()
-    run(plan.arguments(symbols, data, len(stream), False), fast)
+    run(scan, PARTS, 2, plan.arguments(symbols, data, len(stream), False), fast)
     symbols += np.int32(plan.centre)
     return symbols
 

@@ -17,7 +17,10 @@ from featherweight.layers.factored import (
 )
 from featherweight.layers.factored_recurrent import FactoredGRU, FactoredLSTM
 from featherweight.layers.plain import convolution, identity, linear
-from featherweight.layers.quantized import QuantizedConv, QuantizedLayer, QuantizedLinear
+from featherweight.layers.quantized import QuantizedLayer, QuantizedLinear
+from featherweight.layers.quantized_convolutions import QuantizedConv, QuantizedTransposedConv
+from featherweight.layers.quantized_embedding import QuantizedEmbedding
+from featherweight.layers.recurrent import SplitRecurrent, recurrent
 from featherweight.layers.separable import depthwise_separable_convolution
 from featherweight.layers.skip import Skip
 
@@ -34,6 +37,9 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "factored_gru": FactoredGRU,
     "quantized_linear": QuantizedLinear,
     "quantized_convolution": QuantizedConv,
+    "quantized_transposed_convolution": QuantizedTransposedConv,
+    "quantized_embedding": QuantizedEmbedding,
+    "recurrent": recurrent,
     "attention": MultiHeadAttention,
     "skip": Skip,
 }
@@ -57,4 +63,15 @@ def build(kind: str, options: dict[str, Any]) -> nn.Module:
         raise ModelError(f"layer kind {kind!r} cannot be built with {options}: {error}") from error
 
 
-__all__ = ["KINDS", "MultiHeadAttention", "QuantizedConv", "QuantizedLayer", "QuantizedLinear", "Skip", "build"]
+__all__ = [
+    "KINDS",
+    "MultiHeadAttention",
+    "QuantizedConv",
+    "QuantizedEmbedding",
+    "QuantizedLayer",
+    "QuantizedLinear",
+    "QuantizedTransposedConv",
+    "Skip",
+    "SplitRecurrent",
+    "build",
+]

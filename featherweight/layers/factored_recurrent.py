@@ -15,52 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-_SUFFIXES = ("", "_reverse")
-
-
-class FactoredHidden(nn.RNNBase):
-    """Mixed into one recurrent layer: its matrices are what linear layers make of the identity matrix.
-
-    `weight_ih` is one layer, `weight_hh` two in a row; so they can be pruned and quantized like any others.
-    """
-
-    def factor(self, rank: int) -> None:
-        """Put linear layers in the place of the matrices, to the gates and, for the hidden ones, to `rank` before."""
-        gates, ways = len(self.get_parameter("weight_hh_l0")), 2 if self.bidirectional else 1
-        for suffix in _SUFFIXES[:ways]:
-            del self._parameters[f"weight_ih_l0{suffix}"], self._parameters[f"weight_hh_l0{suffix}"]
-        self.incoming = nn.ModuleList(nn.Linear(self.input_size, gates, bias=False) for _ in range(ways))
-        self.hidden = nn.ModuleList(
-            nn.Sequential(nn.Linear(self.hidden_size, rank, bias=False), nn.Linear(rank, gates, bias=False))
-            for _ in range(ways)
-        )
-
-    @property
-    def _flat_weights(self) -> list[Tensor | None]:
-        """What PyTorch's forward computes with, in the order of `_flat_weights_names`."""
-        held = dict(self._parameters)
-        for kind, size in (("incoming", self.input_size), ("hidden", self.hidden_size)):
-            layers = self._modules.get(kind)
-            for suffix, layer in zip(_SUFFIXES, layers if isinstance(layers, nn.ModuleList) else (), strict=False):
-                like = next(tensor for tensor in layer.state_dict().values() if tensor.is_floating_point())
-                identity = torch.eye(size, dtype=like.dtype, device=like.device)
-                held[f"weight_{'ih' if kind == 'incoming' else 'hh'}_l0{suffix}"] = layer(identity).T
-        return [held.get(name) for name in self._flat_weights_names]
-
-    @_flat_weights.setter
-    def _flat_weights(self, _: Any) -> None:
-        """Take nothing: the list is made anew at each forward."""
-
-    def flatten_parameters(self) -> None:
-        """Do nothing: there is no list whose memory could be made one piece."""
-
-
-class FactoredHiddenLSTM(FactoredHidden, nn.LSTM):
-    """One LSTM layer, one or both directions, whose hidden matrices are stored as factors."""
-
-
-class FactoredHiddenGRU(FactoredHidden, nn.GRU):
-    """One GRU layer, one or both directions, whose hidden matrices are stored as factors."""
+from featherweight.layers.recurrent import SplitGRU, SplitLSTM, SplitRecurrent
 
 
 class FactoredRecurrent(nn.Module):
@@ -71,7 +26,7 @@ class FactoredRecurrent(nn.Module):
         layers: one for each layer, both directions together.
     """
 
-    cells: tuple[type[nn.LSTM] | type[nn.GRU], type[FactoredHidden]]
+    cells: tuple[type[nn.LSTM] | type[nn.GRU], type[SplitRecurrent]]
     """The class of a layer, and the one with a factored hidden matrix."""
 
     def __init__(
@@ -115,8 +70,8 @@ class FactoredRecurrent(nn.Module):
             dense, factored = self.cells
             options: dict[str, Any] = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
             layer = (factored if outer else dense)(inner or width, hidden_size, **options)  # type: ignore[arg-type]
-            if isinstance(layer, FactoredHidden):
-                layer.factor(outer)
+            if isinstance(layer, SplitRecurrent):
+                layer.split(outer)
             self.layers.append(layer)
             width = hidden_size * (2 if bidirectional else 1)
         for place, outer in enumerate(hidden_ranks[:-1] if shared else ()):
@@ -146,13 +101,13 @@ class FactoredRecurrent(nn.Module):
 class FactoredLSTM(FactoredRecurrent):
     """An `nn.LSTM` with matrices of low rank."""
 
-    cells = (nn.LSTM, FactoredHiddenLSTM)
+    cells = (nn.LSTM, SplitLSTM)
 
 
 class FactoredGRU(FactoredRecurrent):
     """An `nn.GRU` with matrices of low rank."""
 
-    cells = (nn.GRU, FactoredHiddenGRU)
+    cells = (nn.GRU, SplitGRU)
 
 
 def _on(function: Any, steps: Tensor | PackedSequence) -> Any:

@@ -1,4 +1,4 @@
-"""Linear and convolution layers that store integer codes and scales, and compute with PyTorch's reference operators.
+"""What layers of integer codes and scales share, and the linear one; they compute with PyTorch's reference operators.
 
 Where activations are quantized too, the forward dequantizes with `quantized_decomposed` operators, which export to ONNX
 QuantizeLinear and DequantizeLinear, so that runtimes compute integers; weight-only layers multiply `codes * scale`, which
@@ -9,7 +9,7 @@ rounds them back.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -53,10 +53,19 @@ def fake_quantize(values: Tensor, scale: Tensor, low: int, high: int, gradient_s
 
 
 class QuantizedLayer(nn.Module):
-    """What linear and convolution share: codes, scales, input and output grids, thaw and freeze.
+    """What all kinds share: codes, scales, input and output grids, thaw and freeze.
 
     Buffers: `codes` int8 shaped like the float weight; `scale` float32 `[out]`, or `[1]` for one scale a tensor;
     where activations are static, `input_scale` float32 `[]` and `input_zero` uint8 `[]`, and the same for the output.
+
+    Args:
+        shape: of the codes.
+        bits: width of the codes, 2 to 8.
+        bias: whether there is one, `[channels]`.
+        per_channel: one scale for each channel, or one in all.
+        input_grid: whether inputs are rounded to 8 bits.
+        output_grid: whether outputs are.
+        channels: number of outputs, where it is not the first dimension of the codes.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
@@ -66,33 +75,51 @@ class QuantizedLayer(nn.Module):
     weight: Tensor | None
 
     def __init__(
-        self, shape: tuple[int, ...], *, bits: int, bias: bool, per_channel: bool, input_grid: bool, output_grid: bool
+        self,
+        shape: tuple[int, ...],
+        *,
+        bits: int,
+        bias: bool,
+        per_channel: bool,
+        input_grid: bool = False,
+        output_grid: bool = False,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
+        channels = shape[0] if channels is None else channels
         self.bits = bits
+        self.axes = len(shape) - 1
         self.input_grid = input_grid
         self.output_grid = output_grid
         self.register_buffer("codes", torch.zeros(shape, dtype=torch.int8))
-        self.register_buffer("scale", torch.ones(shape[0] if per_channel else 1))
+        self.register_buffer("scale", torch.ones(channels if per_channel else 1))
         for grid, name in ((input_grid, "input"), (output_grid, "output")):
             if grid:
                 self.register_buffer(f"{name}_scale", torch.tensor(1.0))
                 self.register_buffer(f"{name}_zero", torch.tensor(0, dtype=torch.uint8))
-        self.register_parameter("bias", nn.Parameter(torch.zeros(shape[0])) if bias else None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(channels)) if bias else None)
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """The float weight as `[scales, values]`: each row is what shares a scale, in the order of the scales."""
+        return weight.reshape(self.scale.numel(), -1)
+
+    def steps(self, scale: Tensor) -> Tensor:
+        """A scale like the layer's own, shaped to be multiplied with the codes."""
+        return scale.reshape(-1, *[1] * self.axes)
 
     def dequantized(self) -> Tensor:
         """The float weight that the codes stand for, shaped like them."""
         if self.codes is None and not self.training:
             codes, scale = self._rounded()
-            return codes * scale.reshape(-1, *[1] * (codes.dim() - 1))
+            return codes * self.steps(scale)
         if self.codes is None:
             high = limit(self.bits)
             weight: Tensor = self.get_parameter("weight")
             per_scale = weight.numel() / self.scale.numel()
-            scale = self.scale.abs().clamp_min(1e-8).reshape(-1, *[1] * (weight.dim() - 1))
+            scale = self.steps(self.scale.abs().clamp_min(1e-8))
             return fake_quantize(weight, scale, -high, high, (per_scale * high) ** -0.5)
         if not self.input_grid:  # plain arithmetic, which every runtime computes once, at load
-            return self.codes.to(self.scale.dtype) * self.scale.reshape(-1, *[1] * (self.codes.dim() - 1))
+            return self.codes.to(self.scale.dtype) * self.steps(self.scale)
         high = limit(self.bits)
         scale = self.scale.expand(self.codes.shape[0])
         decoded: Tensor = reference.dequantize_per_channel(self.codes, scale, None, 0, -high, high, torch.int8)
@@ -144,7 +171,7 @@ class QuantizedLayer(nn.Module):
         """
         high, weight = limit(self.bits), self.get_parameter("weight").detach()
         scale = round_mantissa(self.scale.detach().abs().clamp_min(1e-8), significant_bits(self.bits))
-        return (weight / scale.reshape(-1, *[1] * (weight.dim() - 1))).round().clamp(-high, high), scale
+        return (weight / self.steps(scale)).round().clamp(-high, high), scale
 
     def _offset(self) -> Tensor | None:
         """The bias to compute with, `[out]`: rounded where the layer is thawed and evaluated."""
@@ -159,7 +186,10 @@ class QuantizedLayer(nn.Module):
 
 
 class QuantizedLinear(QuantizedLayer):
-    """`nn.Linear` over integer codes `[out_features, in_features]`."""
+    """`nn.Linear` over integer codes `[out_features, in_features]`.
+
+    With a `group` of 1 or more, each row has one scale for so many consecutive inputs: `scale [out_features, groups]`.
+    """
 
     def __init__(
         self,
@@ -170,6 +200,7 @@ class QuantizedLinear(QuantizedLayer):
         per_channel: bool = True,
         input_grid: bool = False,
         output_grid: bool = False,
+        group: int = 0,
     ) -> None:
         super().__init__(
             (out_features, in_features),
@@ -181,46 +212,22 @@ class QuantizedLinear(QuantizedLayer):
         )
         self.in_features = in_features
         self.out_features = out_features
+        self.group = group
+        if group:
+            self.scale = torch.ones(out_features, -(-in_features // group))
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """As of every kind; a last group that is shorter is filled with zeros, which cost a grid nothing."""
+        if not self.group:
+            return super().rows(weight)
+        return F.pad(weight, (0, -self.in_features % self.group)).reshape(-1, self.group)
+
+    def steps(self, scale: Tensor) -> Tensor:
+        """As of every kind."""
+        if not self.group:
+            return super().steps(scale)
+        return scale[:, :, None].expand(-1, -1, self.group).flatten(1)[:, : self.in_features]
 
     def operate(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """Multiply `[..., in_features]` by the weight: `[..., out_features]`."""
         return F.linear(inputs, weight, self._offset())
-
-
-class QuantizedConv(QuantizedLayer):
-    """`nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d` over codes `[out_channels, in_channels / groups, *kernel_size]`."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: list[int],
-        bits: int,
-        stride: list[int],
-        padding: list[int] | str,
-        dilation: list[int],
-        groups: int = 1,
-        bias: bool = True,
-        per_channel: bool = True,
-        input_grid: bool = False,
-        output_grid: bool = False,
-    ) -> None:
-        super().__init__(
-            (out_channels, in_channels // groups, *kernel_size),
-            bits=bits,
-            bias=bias,
-            per_channel=per_channel,
-            input_grid=input_grid,
-            output_grid=output_grid,
-        )
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = tuple(kernel_size)
-        self.groups = groups
-        self.geometry: dict[str, Any] = {"stride": tuple(stride), "padding": padding, "dilation": tuple(dilation)}
-
-    def operate(self, inputs: Tensor, weight: Tensor) -> Tensor:
-        """Convolve `[batch, in_channels, *spatial]` with the weight."""
-        convolution = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel_size) - 1]
-        output: Tensor = convolution(inputs, weight, self._offset(), groups=self.groups, **self.geometry)
-        return output

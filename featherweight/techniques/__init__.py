@@ -7,12 +7,15 @@ from featherweight.techniques.distill import Distill
 from featherweight.techniques.factor_recurrent import FactorRecurrent
 from featherweight.techniques.fold_batch_norm import FoldBatchNorm
 from featherweight.techniques.low_rank import LowRank
+from featherweight.techniques.penalize_entropy import PenalizeEntropy
 from featherweight.techniques.prune_blocks import PruneBlocks
 from featherweight.techniques.prune_channels import PruneChannels
+from featherweight.techniques.prune_dead_units import PruneDeadUnits
 from featherweight.techniques.prune_movement import PruneMovement
 from featherweight.techniques.prune_sparse_gpt import PruneSparseGpt
 from featherweight.techniques.prune_wanda import PruneWanda
 from featherweight.techniques.prune_weights import PruneWeights
+from featherweight.techniques.quantize_rate_distortion import QuantizeRateDistortion
 from featherweight.techniques.quantize_static import QuantizeStatic
 from featherweight.techniques.quantize_weights import QuantizeWeights
 from featherweight.techniques.reestimate_norms import ReestimateNorms
@@ -23,6 +26,7 @@ TECHNIQUES: tuple[type[Technique], ...] = (
     FoldBatchNorm,
     PruneBlocks,
     PruneChannels,
+    PruneDeadUnits,
     LowRank,
     FactorRecurrent,
     PruneWeights,
@@ -31,6 +35,8 @@ TECHNIQUES: tuple[type[Technique], ...] = (
     PruneMovement,
     QuantizeStatic,
     QuantizeWeights,
+    QuantizeRateDistortion,
+    PenalizeEntropy,
     Distill,
     ReestimateNorms,
     RegularizeGroups,
@@ -43,12 +49,15 @@ __all__ = [
     "FactorRecurrent",
     "FoldBatchNorm",
     "LowRank",
+    "PenalizeEntropy",
     "PruneBlocks",
     "PruneChannels",
+    "PruneDeadUnits",
     "PruneMovement",
     "PruneSparseGpt",
     "PruneWanda",
     "PruneWeights",
+    "QuantizeRateDistortion",
     "QuantizeStatic",
     "QuantizeWeights",
     "ReestimateNorms",

@@ -137,8 +137,9 @@ class FactorRecurrent(Technique):
                 root = f"projections.{place}" if kind == "ih" else f"layers.{place}.hidden.{way}.0"
                 made[f"{root}.weight"] = first[name]
             new = f"{name.partition('_l')[0]}_l0{suffix}"
-            if outer[place] and name.startswith("weight"):
-                new = f"incoming.{way}.weight" if kind == "ih" else f"hidden.{way}.1.weight"
+            if outer[place]:
+                owner = f"incoming.{way}" if kind == "ih" else f"hidden.{way}.1"
+                new = f"{owner}.{name.partition('_')[0]}"
             made[f"layers.{place}.{new}"] = value
         dtype = next(layer.parameters()).dtype
         options: dict[str, Any] = {

@@ -57,14 +57,14 @@ def importance(
         count,
         context.draw("importance"),
         *((group.members, len(group)) for group in groups),
-        _digest(model),
+        digest(model),
     )
     if known not in context.memory:
         context.memory[known] = _scores(model, groups, kind, context, count)
     return list(context.memory[known])
 
 
-def _digest(model: nn.Module) -> bytes:
+def digest(model: nn.Module) -> bytes:
     """A hash of everything a model computes with."""
     digest = hashlib.sha256()
     for tensor in named_tensors(model).values():
@@ -107,13 +107,15 @@ def _scores(model: nn.Module, groups: Sequence[CoupledGroup], kind: str, context
 
 def within(model: nn.Module, group: CoupledGroup, context: Context) -> bool:
     """Whether all outputs that a unit of the group takes with it are in scope; the inputs of others follow."""
-    for name, dim in group.members:
-        path, _, attribute = name.rpartition(".")
-        layer = module_at(model, path)
-        turned = isinstance(layer, nn.Embedding) or getattr(layer, "transposed", False)
-        if dim == int(turned and attribute == "weight") and not context.in_scope(path):
-            return False
-    return True
+    return all(context.in_scope(name.rpartition(".")[0]) or not makes(model, name, dim) for name, dim in group.members)
+
+
+def makes(model: nn.Module, name: str, dim: int) -> bool:
+    """Whether dimension `dim` of a tensor is the one of its layer's outputs, and not of what the layer reads."""
+    path, _, attribute = name.rpartition(".")
+    layer = module_at(model, path)
+    turned = isinstance(layer, nn.Embedding) or getattr(layer, "transposed", False)
+    return dim == int(turned and attribute == "weight")
 
 
 def indices(group: CoupledGroup) -> list[Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
 
@@ -158,6 +158,28 @@ def weights_of(model: nn.Module, context: Context, paths: Iterable[str]) -> dict
     return {name: weight for name, weight in matrices(model, context).items() if id(weight) in held}
 
 
+def inverse_factor(moment: Tensor, damping: float) -> Tensor:
+    """Return the upper Cholesky factor of the inverse of the damped second moment, `[groups, in, in]`.
+
+    Args:
+        moment: `[groups, in, in]`, float64.
+        damping: share of the mean of the diagonal that is added to it; ten times more each time the inverse fails.
+    """
+    diagonal = moment.diagonal(dim1=-2, dim2=-1)
+    mean = diagonal.mean(-1, keepdim=True)
+    eye = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
+    while True:
+        added = torch.where(diagonal == 0, 1.0, 0.0) + damping * mean
+        lower, failed = torch.linalg.cholesky_ex(moment + torch.diag_embed(added))
+        if not failed.any():
+            inverse = torch.cholesky_solve(eye.expand_as(moment), lower)
+            upper: Tensor
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if not failed.any():
+                return upper
+        damping *= 10
+
+
 @contextmanager
 def _hooked(model: nn.Module, hooks: dict[str, Callable[..., None]]) -> Iterator[None]:
     """Hooks before the forward of the modules at these paths; PyTorch's fused attention, which calls none, is off."""
@@ -172,14 +194,27 @@ def _hooked(model: nn.Module, hooks: dict[str, Callable[..., None]]) -> Iterator
             handle.remove()
 
 
+class _Enough(BaseException):
+    """Ends a forward whose rest is of no interest; no `except Exception` of a user's model takes it for a failure."""
+
+
 def _watch(model: nn.Module, context: Context, paths: Iterable[str], count: int, seen: Seen) -> None:
+    calls, usual = 0, 0
+
     def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal calls
         for weight, inputs in _entering(layer, args, kwargs):
             seen(layer, weight, inputs)
+        calls += 1
+        if calls == usual:
+            raise _Enough
 
     with _hooked(model, dict.fromkeys(paths, hook)), evaluating(model):
         for inputs, _ in islice(read(context.data.calibrate, "calibrate", context.device), count):
-            forward(model, inputs)
+            calls = 0
+            with suppress(_Enough):
+                forward(model, inputs)
+            usual = usual or calls  # as often as on the first batch, which is run to its end
 
 
 def _entering(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:

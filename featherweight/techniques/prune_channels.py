@@ -11,18 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.data import as_call, example_inputs
-from featherweight.edits import Cut, Edit, Keep, Write, named_tensors
+from featherweight.edits import Edit, Write, named_tensors
 from featherweight.errors import ModelError
 from featherweight.graph import CoupledGroup, coupled_groups
-from featherweight.sizes import following_sizes
 from featherweight.technique import Context, Edits, Stage, Technique, Untouched, setting
 from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.cuts import Cluster, Remaining, keep_edit
 from featherweight.techniques.importance import FROM_DATA, KINDS, importance, within
 from featherweight.techniques.reconstruction import reconstructed
 from featherweight.techniques.unit_costs import unit_macs
-
-Remaining = dict[tuple[str, int], list[int]]
-Cluster = list[tuple[CoupledGroup, set[int]]]  # groups cut in one edit, each with the indices of the units it keeps
 
 
 @final
@@ -92,7 +89,7 @@ class PruneChannels(Technique):
         """Yield the Keep of one cluster, and the Write that refits what reads it; return whether it stayed."""
         if all(len(kept) == len(group) for group, kept in cluster):
             return True
-        keep, after = _keep_edit(model, cluster, remaining)
+        keep, after = keep_edit(model, cluster, remaining)
         refit = reconstructed(model, context, keep, self.batches) if self.reconstruct else {}
         kept = yield keep
         if kept:
@@ -188,24 +185,3 @@ def _in_proportion(refused: Sequence[tuple[Cluster, Untouched]], scores: dict[in
         (group, set(scores[id(group)].argsort(descending=True, stable=True)[: round(share * len(group))].tolist()))
         for group, _ in parts
     ]
-
-
-def _keep_edit(model: nn.Module, cluster: Cluster, remaining: Remaining) -> tuple[Keep, Remaining]:
-    """Return the Keep that leaves these units, and which original indices each dimension has left after it.
-
-    `remaining` holds the original indices still present where an earlier Keep has cut the same dimension.
-    """
-    tensors = named_tensors(model)
-    gone: dict[tuple[str, int], set[int]] = {}
-    for group, kept in cluster:
-        for index, unit in enumerate(group.units):
-            if index not in kept:
-                for member, owned in zip(group.members, unit, strict=True):
-                    gone.setdefault(member, set()).update(owned)
-    after: Remaining = {}
-    cuts = []
-    for (name, dim), lost in sorted(gone.items()):
-        present = remaining.get((name, dim), list(range(tensors[name].shape[dim])))
-        cuts.append(Cut(name, dim, tuple(place for place, index in enumerate(present) if index not in lost)))
-        after[name, dim] = [index for index in present if index not in lost]
-    return Keep(tuple(cuts), tuple(following_sizes(model, cuts))), after

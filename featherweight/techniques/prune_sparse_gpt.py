@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from featherweight.edits import Write, module_at
 from featherweight.errors import ModelError
 from featherweight.technique import Context, Edits, Stage, Technique, setting
-from featherweight.techniques.moments import in_call_order, input_energy, second_moments, weights_of
+from featherweight.techniques.moments import in_call_order, input_energy, inverse_factor, second_moments, weights_of
 from featherweight.techniques.patterns import KeepOf, Pattern, keep_of, parse_pattern
 from featherweight.techniques.scores import largest
 
@@ -98,7 +98,7 @@ def pruned(weight: Tensor, gone: Tensor, moment: Tensor, ratio: float, pattern: 
     groups, columns = moment.shape[:2]
     matrix = weight.double().reshape(groups, -1, columns).clone()
     held = gone.reshape(matrix.shape)
-    factor = _inverse_factor(moment, damping)
+    factor = inverse_factor(moment, damping)
     importance = factor.diagonal(dim1=-2, dim2=-1) ** -2.0
     importance = torch.where(moment.diagonal(dim1=-2, dim2=-1) > 0, importance, 0.0)[
         :, None
@@ -130,20 +130,3 @@ def pruned(weight: Tensor, gone: Tensor, moment: Tensor, ratio: float, pattern: 
 
 def _held_last(scores: Tensor, held: Tensor) -> Tensor:
     return scores.masked_fill(held, -1.0)
-
-
-def _inverse_factor(moment: Tensor, damping: float) -> Tensor:
-    """Return the upper Cholesky factor of the inverse of the damped second moment, `[groups, in, in]`."""
-    diagonal = moment.diagonal(dim1=-2, dim2=-1)
-    mean = diagonal.mean(-1, keepdim=True)
-    eye = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
-    while True:
-        added = torch.where(diagonal == 0, 1.0, 0.0) + damping * mean
-        lower, failed = torch.linalg.cholesky_ex(moment + torch.diag_embed(added))
-        if not failed.any():
-            inverse = torch.cholesky_solve(eye.expand_as(moment), lower)
-            upper: Tensor
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed.any():
-                return upper
-        damping *= 10

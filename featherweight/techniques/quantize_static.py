@@ -11,14 +11,16 @@ from torch.fx import Node
 
 from featherweight.data import as_call, example_inputs
 from featherweight.errors import ModelError
+from featherweight.layers import SplitRecurrent
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.observe import observe, unsigned_grid
-from featherweight.techniques.swaps import quantizable, quantized_swap
+from featherweight.techniques.swaps import COMPUTING, STORING, quantizable, quantized_swap
 from featherweight.techniques.targets import first_paths
 from featherweight.trace import module_path, trace
 
 aten = torch.ops.aten
 _TRANSPARENT = {aten.relu.default, aten.relu_.default, aten.dropout.default}
+_OTHERS = "only linear and convolution layers have integer activations; quantize_weights quantizes its weights"
 _COMPUTE = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default}
 
 
@@ -44,7 +46,7 @@ class QuantizeStatic(Technique):
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap for each layer, with its grids."""
-        layers = quantizable(model, context, self.weight_bits, per_channel=True)
+        layers = _computing(model, context, self.weight_bits)
         entered, left = observe(model, context, [path for path, _ in layers], self.batches)
         inner = _need_output_grid(model, context, {path for path, _ in layers})
         for path, layer in layers:
@@ -61,6 +63,18 @@ class QuantizeStatic(Technique):
     def mildest(self) -> Technique:
         """Return the default, 8 bits."""
         return QuantizeStatic()
+
+
+def _computing(model: nn.Module, context: Context, bits: int) -> list[tuple[str, nn.Module]]:
+    """The linear and convolution layers that take activations; the others are recorded."""
+    split = [path for path, module in model.named_modules() if isinstance(module, SplitRecurrent)]
+    inside = [f"{path}.".lstrip(".") for path in split]
+    for path, _ in context.targets(model, *STORING, nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention):
+        context.leave(path, _OTHERS)
+    for path in filter(context.in_scope, split):
+        context.leave(path, _OTHERS)
+    found = quantizable(model, context, bits, per_channel=True, types=COMPUTING)
+    return [(path, layer) for path, layer in found if not path.startswith(tuple(inside))]
 
 
 def _need_output_grid(model: nn.Module, context: Context, quantized: set[str]) -> set[str]:

@@ -33,7 +33,13 @@ def grid_scale(weight: Tensor, bits: int, per_channel: bool) -> Tensor:
 
 
 def to_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Return the int8 codes of `weight [out, ...]` on the grid of `scale`, `[out]` or `[1]`."""
+    """Return the int8 codes of a weight on a grid.
+
+    Args:
+        weight: `[out, ...]`.
+        scale: `[out]`, `[1]`, or with as many dimensions as the weight, to which it broadcasts then.
+        bits: width of the codes, 2 to 8.
+    """
     high = limit(bits)
-    step = scale.reshape(-1, *[1] * (weight.dim() - 1))
+    step = scale if scale.dim() == weight.dim() else scale.reshape(-1, *[1] * (weight.dim() - 1))
     return (weight.detach() / step).round().clamp(-high, high).to(torch.int8)

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from featherweight.edits import Swap
+from featherweight.layers import QuantizedLayer, build
 from featherweight.layers.plain import convolution_options
 from featherweight.layers.quantized import round_mantissa, significant_bits
 from featherweight.technique import Context
 from featherweight.techniques.rounding import grid_scale, to_codes
 from featherweight.techniques.targets import untied
 
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+COMPUTING: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers whose quantized kind can have grids for its activations too."""
+STORING: tuple[type[nn.Module], ...] = (nn.Embedding, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+"""Layers whose quantized kind stores codes and computes with floats."""
 
 
-def quantizable(model: nn.Module, context: Context, bits: int, per_channel: bool) -> list[tuple[str, nn.Module]]:
+def quantizable(
+    model: nn.Module,
+    context: Context,
+    bits: int,
+    per_channel: bool,
+    group: int = 0,
+    types: tuple[type[nn.Module], ...] = (*COMPUTING, *STORING),
+) -> list[tuple[str, nn.Module]]:
     """Return `(path, layer)` of the layers in scope that can be quantized and get smaller; the others are recorded.
 
     Args:
@@ -22,13 +36,16 @@ def quantizable(model: nn.Module, context: Context, bits: int, per_channel: bool
         context: its scope, and where to record.
         bits: width of the codes.
         per_channel: one float32 scale for each output channel, or one in all.
+        group: inputs of a row of a linear layer that share a scale; 0 for all of them.
+        types: the types wanted, of `COMPUTING` and `STORING`.
     """
     found: list[tuple[str, nn.Module]] = []
-    for path, layer in untied(model, context, *_LAYERS):
-        weight = layer.get_parameter("weight")
-        scales = weight.shape[0] if per_channel else 1
+    for path, layer in untied(model, context, *types):
+        weight, scales = layer.get_parameter("weight"), _fresh(layer, bits, per_channel, group)[2].scale.numel()
         if getattr(layer, "padding_mode", "zeros") != "zeros":
             context.leave(path, f"padding mode {layer.padding_mode!r} is not quantized")
+        elif getattr(layer, "max_norm", None) is not None:
+            context.leave(path, "an embedding with max_norm changes its rows at each forward, and codes cannot follow")
         elif bits * weight.numel() + 32 * scales >= 32 * weight.numel():
             context.leave(path, f"{scales} scales would outweigh what {weight.numel()} weights of {bits} bits save")
         else:
@@ -37,31 +54,67 @@ def quantizable(model: nn.Module, context: Context, bits: int, per_channel: bool
 
 
 def quantized_swap(
-    path: str, layer: nn.Module, bits: int, per_channel: bool, grids: dict[str, Tensor] | None = None
+    path: str,
+    layer: nn.Module,
+    bits: int,
+    per_channel: bool,
+    grids: dict[str, Tensor] | None = None,
+    group: int = 0,
+    scale: Tensor | None = None,
 ) -> Swap:
-    """Return the Swap of a linear or convolution layer by its quantized kind.
+    """Return the Swap of a layer by its quantized kind.
 
     Args:
         path: where the layer is.
-        layer: an `nn.Linear` or `nn.Conv1d/2d/3d`.
+        layer: of a type in `COMPUTING` or `STORING`.
         bits: width of the codes.
-        per_channel: one scale for each output channel, or one in all.
-        grids: `input_scale`, `input_zero` and, if the output is quantized too, `output_scale`, `output_zero`.
+        per_channel: one scale for each output channel, each row of an embedding, or one in all.
+        grids: of a layer in `COMPUTING`: `input_scale`, `input_zero` and, if the output is quantized too, `output_scale`,
+            `output_zero`.
+        group: inputs of a row of a linear layer that share a scale; 0 for all of them.
+        scale: the steps, one for each scale of the kind; those of least squared error when None.
     """
     grids = grids or {}
-    weight = layer.get_parameter("weight")
-    scale = grid_scale(weight, bits, per_channel)
-    state = {"codes": to_codes(weight, scale, bits), "scale": scale, **grids}
-    if isinstance(layer.bias, Tensor):
-        state["bias"] = round_mantissa(layer.bias.detach(), significant_bits(bits))
-    shared = {
-        "bits": bits,
-        "bias": isinstance(layer.bias, Tensor),
-        "per_channel": per_channel,
-        "input_grid": "input_scale" in grids,
-        "output_grid": "output_scale" in grids,
-    }
+    kind, options, fresh = _fresh(layer, bits, per_channel, group, grids)
+    weight = layer.get_parameter("weight").detach()
+    if scale is None:
+        scale = grid_scale(fresh.rows(weight), bits, per_channel=True).reshape(fresh.scale.shape)
+    state = {"codes": to_codes(weight, fresh.steps(scale), bits), "scale": scale, **grids}
+    bias = getattr(layer, "bias", None)
+    if isinstance(bias, Tensor):
+        state["bias"] = round_mantissa(bias.detach(), significant_bits(bits))
+    return Swap(path, kind, options, state)
+
+
+def _fresh(
+    layer: nn.Module, bits: int, per_channel: bool, group: int, grids: dict[str, Tensor] | None = None
+) -> tuple[str, dict[str, Any], QuantizedLayer]:
+    """The quantized kind of a layer, its options, and one without values, which knows what shares a scale."""
+    kind, options = _kind(layer)
+    options |= {"bits": bits}
+    if not isinstance(layer, nn.Embedding):
+        options |= {"bias": isinstance(layer.bias, Tensor)}
+    options |= {"per_channel": per_channel}
+    if isinstance(layer, COMPUTING):
+        options |= {"input_grid": "input_scale" in (grids or {}), "output_grid": "output_scale" in (grids or {})}
+    if isinstance(layer, nn.Linear) and 0 < group < layer.in_features:
+        options |= {"group": group}
+    with torch.device("meta"):
+        fresh = build(kind, options)
+    if not isinstance(fresh, QuantizedLayer):
+        raise TypeError(f"{kind} is no quantized kind")
+    return kind, options, fresh
+
+
+def _kind(layer: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The kind of a layer and the options that say its shape."""
     if isinstance(layer, nn.Linear):
-        options = {"in_features": layer.in_features, "out_features": layer.out_features, **shared}
-        return Swap(path, "quantized_linear", options, state)
-    return Swap(path, "quantized_convolution", {**convolution_options(layer), **shared}, state)  # type: ignore[arg-type]
+        return "quantized_linear", {"in_features": layer.in_features, "out_features": layer.out_features}
+    if isinstance(layer, nn.Embedding):
+        rows, width = layer.weight.shape
+        padding = {} if layer.padding_idx is None else {"padding_idx": layer.padding_idx}
+        return "quantized_embedding", {"num_embeddings": rows, "embedding_dim": width, **padding}
+    options = dict(convolution_options(layer))  # type: ignore[arg-type]
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return "quantized_transposed_convolution", options | {"output_padding": list(layer.output_padding)}
+    return "quantized_convolution", options

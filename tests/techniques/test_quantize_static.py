@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from featherweight.data import Data
+from featherweight.edits import apply
 from featherweight.layers import QuantizedLayer
 from featherweight.portable import assemble, export_graph
 from featherweight.running import run
@@ -12,6 +13,7 @@ from featherweight.runtimes.onnxruntime import Session, audit
 from featherweight.technique import Context, Recipe
 from featherweight.techniques import FoldBatchNorm, QuantizeStatic
 from featherweight.techniques.observe import Observed, observe, unsigned_grid
+from featherweight.techniques.recurrent import recurrent_swap
 from featherweight.zoo import small_models
 
 
@@ -138,3 +140,33 @@ def test_a_layer_called_by_keyword():
     context = Context(data=Data(example=torch.ones(1, 4), calibrate=[torch.ones(2, 4)]))
     _, edits = run(QuantizeStatic(), Keyword().eval(), context)
     assert [edit.path for edit in edits] == ["fc"]
+
+
+def test_layers_without_integer_activations_are_left_with_one_reason():
+    """Whole, and where an earlier step has taken them apart into linear layers."""
+    inputs = torch.randn(4, 3, 12, generator=torch.Generator().manual_seed(0))
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru = nn.GRU(12, 12, batch_first=True)
+            self.attention = nn.MultiheadAttention(12, 2, batch_first=True)
+            self.up = nn.ConvTranspose1d(3, 3, 2)
+            self.head = nn.Linear(13, 4)
+
+        def forward(self, x):
+            steps, _ = self.gru(x)
+            return self.head(self.up(self.attention(steps, steps, steps)[0]))
+
+    data = Data(example=inputs[:1], calibrate=[inputs])
+    context = Context(data=data)
+    _, edits = run(QuantizeStatic(), Mixed().eval(), context)
+    assert [edit.path for edit in edits] == ["head"]
+    assert {u.path for u in context.untouched} == {"gru", "attention", "up"}
+    assert {"quantize_weights" in u.reason for u in context.untouched} == {True}
+    apart = Mixed().eval()
+    apply(apart, recurrent_swap("gru", apart.gru))
+    again = Context(data=data)
+    _, edits = run(QuantizeStatic(), apart, again)
+    assert [edit.path for edit in edits] == ["head"]
+    assert {u.path for u in again.untouched} == {"gru", "attention", "up"}

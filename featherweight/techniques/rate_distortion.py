@@ -1,0 +1,101 @@
+"""Integer codes of a matrix at the least sum of error and bits, with the error moved to later columns or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featherweight.coding.choice import Chooser
+from featherweight.techniques.moments import inverse_factor
+
+_BLOCK = 128  # columns after which compensation reaches the columns behind
+_DAMPING = 0.01
+_DEAD_ZONE = (
+    0.15  # about by how much bits widen the interval that becomes zero; for the first guess of magnitudes alone
+)
+HIGHEST = 127
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What decides the codes of one weight.
+
+    Attributes:
+        weight: `[out, rest]`, float64.
+        worth: what the square of an error costs at each weight, `[out, rest]` float64, in units in which `rate` is a bit.
+        held: weights that must stay zero, boolean `[out, rest]`.
+        side: columns of the kernel; 1 where there is none.
+        rate: what a bit costs.
+        moment: second moment of the inputs, `[groups, in, in]` float64, where errors are to be compensated.
+    """
+
+    weight: Tensor
+    worth: Tensor
+    held: Tensor
+    side: int
+    rate: float
+    moment: Tensor | None = None
+
+
+def codes_of(made: Rounding, step: Tensor) -> Tensor:
+    """Return the codes, `[out, rest]` float64, whole numbers of magnitude at most 127.
+
+    Without compensation every weight minimises `worth (w - q step)^2 + rate bits(q)`. With it the first term becomes
+    `g (w - q step)^2 / U_jj^2` in column `j`, `U` being the upper Cholesky factor of the inverse moment and `g` what an error of
+    the row's output costs, and what is left goes to the later columns (GPTQ).
+
+    Args:
+        made: what decides.
+        step: distance of the codes, `[out, 1]` or `[1, 1]`.
+    """
+    values, worth = made.weight / step, made.worth * step.square()
+    mean = max(float((values.abs() - _DEAD_ZONE).clamp(0, HIGHEST).round().mean()), 2.0**-10)
+    chooser = Chooser(mean, len(values), made.side, made.rate, HIGHEST)
+    if made.moment is None:
+        codes, _ = chooser.block(values.numpy(), worth.masked_fill(made.held, -1.0).numpy())
+        return torch.from_numpy(codes).double()
+    factor = inverse_factor(made.moment, _DAMPING).cpu()
+    groups, width = factor.shape[:2]
+    rest = values.reshape(groups, -1, width).clone()
+    costs = rest.new_tensor(1.0) * _row_worth(made) * step.square()
+    costs = costs.reshape(groups, -1, 1) / factor.diagonal(dim1=1, dim2=2).square()[:, None]
+    costs = costs.masked_fill(made.held.reshape(costs.shape), -1.0)
+    found = []
+    for start in range(0, width, _BLOCK):
+        end = min(width, start + _BLOCK)
+        block, inner = rest[..., start:end].flatten(0, 1), factor[:, start:end, start:end]
+        codes, errors = chooser.block(block.numpy(), costs[..., start:end].flatten(0, 1).numpy(), inner.numpy())
+        rest[..., end:] -= torch.from_numpy(errors).reshape(groups, -1, end - start) @ factor[:, start:end, end:]
+        found.append(torch.from_numpy(codes))
+    return torch.cat(found, 1).double()
+
+
+def refitted_step(made: Rounding, codes: Tensor, step: Tensor) -> Tensor:
+    """Return the step, shaped as it is, at which these codes lie nearest to the weight by what errors cost.
+
+    Args:
+        made: what decides.
+        codes: `[out, rest]`, whole numbers.
+        step: the step they were chosen at, `[out, 1]` or `[1, 1]`; kept where all codes are zero.
+    """
+    if made.moment is None:
+        towards = made.worth * codes
+    else:
+        grouped = codes.reshape(len(made.moment), -1, codes.shape[1]) @ made.moment.cpu()
+        towards = _row_worth(made) * grouped.flatten(0, 1)
+    above, below = (towards * made.weight).sum(1, keepdim=True), (towards * codes).sum(1, keepdim=True)
+    if len(step) == 1:
+        above, below = above.sum(0, keepdim=True), below.sum(0, keepdim=True)
+    fits = (below > 0) & (above > 0)
+    return torch.where(fits, above / torch.where(fits, below, 1.0), step)
+
+
+def _row_worth(made: Rounding) -> Tensor:
+    """What the square of an error in each row's output costs, `[out, 1]`: the row's weights share it by their inputs' energy."""
+    moment = made.moment
+    if moment is None:
+        return made.worth.mean(1, keepdim=True)
+    energy = moment.diagonal(dim1=1, dim2=2).mean(1).cpu().clamp_min(torch.finfo(torch.float64).tiny)
+    return made.worth.mean(1, keepdim=True) / energy.repeat_interleave(len(made.weight) // len(energy))[:, None]
