@@ -66,14 +66,14 @@ NETWORKS = {
         Training(epochs=20, learning_rate=1e-3, weight_decay=5e-2),
         1.9,
         PruneWeights(ratio=0.95, ranking="lamp", epochs=20, learning_rate=2e-3),
-        (1.0, 2.0, 3.0),
+        (0.7, 1.0, 1.4),
     ),
     "lenet5": Network(
         lenet5,
         Training(epochs=12, learning_rate=1e-3, weight_decay=5e-2),
         1.0,
         PruneWeights(ratio=0.99, ranking="lamp", epochs=20, learning_rate=2e-3),
-        (3.0, 6.0, 12.0),
+        (1.0, 2.0, 4.0),
     ),
 }
 

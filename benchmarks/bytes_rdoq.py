@@ -136,10 +136,12 @@ class Bench:
             size += length
         return model, size
 
-    def chosen(self, way: str, floor: float) -> tuple[str, Cell]:
-        """Return the smallest of a way whose validation accuracy is at least `floor`, tested."""
+    def chosen(self, way: str, floor: float) -> tuple[str, Cell] | None:
+        """Return the smallest of a way whose validation accuracy is at least `floor`, tested, or None where none is."""
         made = self.sweep(way)
         fitting = [label for label in made if self.cells[f"{self.name} {label}"]["validate"] >= floor]
+        if not fitting:
+            return None
         label = min(fitting, key=lambda label: self.cells[f"{self.name} {label}"]["bytes"])
         return label, self.tested(label, made[label])
 
@@ -185,16 +187,19 @@ def compared(bench: Bench) -> dict[str, Any]:
     floor = bench.original["validate"] - LOSS
     picks: dict[str, Any] = {}
 
-    def against(other: tuple[str, Cell], way: str) -> float:
-        label, cell = bench.chosen(way, other[1]["validate"] - APART)
-        picks[label], picks[other[0]] = cell, other[1]
-        return float(cell["bytes"] / other[1]["bytes"])
+    def against(other: str, way: str) -> float | None:
+        known = chosen.get(other)
+        if known is None:
+            return None
+        picked = bench.chosen(way, known[1]["validate"] - APART)
+        picks[f"{way} against {other}"] = (picked, known)
+        chosen.setdefault(way, picked)
+        return None if picked is None else float(picked[1]["bytes"] / known[1]["bytes"])
 
-    nearest, peer = bench.chosen("nearest", floor), bench.chosen("nncodec", floor)
-    ours = against(nearest, "ours")
-    compensated = against(bench.chosen("ours", nearest[1]["validate"] - APART), "compensated")
-    over = min(against(peer, way) for way in ("ours", "compensated"))
-    return {"ours": ours, "compensated": compensated, "over_nncodec": over, "picks": picks}
+    chosen = {way: bench.chosen(way, floor) for way in ("nearest", "nncodec")}
+    ratios = {"ours": against("nearest", "ours"), "compensated": against("ours", "compensated")}
+    over = [ratio for way in ("ours", "compensated") if (ratio := against("nncodec", way)) is not None]
+    return {**ratios, "over_nncodec": min(over, default=None), "picks": picks}
 
 
 def main() -> None:
@@ -213,7 +218,7 @@ def main() -> None:
             rows(bench, found[name])
     if options.images is None and set(found) == set(TASKS):
         for figure, key in (("rdoq", "ours"), ("cerwu", "compensated")):
-            savings = {name: round(100 * (1 - row[key]), 1) for name, row in found.items()}
+            savings = {name: round(100 * (1 - (row[key] or 1.0)), 1) for name, row in found.items()}
             note = (
                 f"fewer bytes in per cent, the least of {savings}; at most {APART} points of validation accuracy below"
             )
@@ -223,9 +228,11 @@ def main() -> None:
 def rows(bench: Bench, found: dict[str, Any]) -> None:
     """Write the rows of one network."""
     note = f"quantized tensors; original {bench.original}; " + "; ".join(f"{k}: {v}" for k, v in found["picks"].items())
-    record(NAME, f"bytes.{bench.name}.over_nncodec", round(found["over_nncodec"], 4), 1, note, found)
-    if bench.name == "vgg19":
-        label, _ = bench.chosen("compensated", bench.original["validate"] - LOSS)
+    over = found["over_nncodec"]
+    record(NAME, f"bytes.{bench.name}.over_nncodec", None if over is None else round(over, 4), 1, note, found)
+    picked = bench.chosen("compensated", bench.original["validate"] - LOSS) if bench.name == "vgg19" else None
+    if picked is not None:
+        label = picked[0]
         size = bench.whole(label)
         cell, before = bench.cells[f"vgg19 file {label}"], bench.tested("original", lambda: (bench.model, 0))
         holds = before["test"] - cell["test"] <= LOSS

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.edits import Swap, module_at
-from featherweight.layers.quantized import limit, round_mantissa, significant_bits
+from featherweight.layers.quantized import limit, round_mantissa, round_together, significant_bits
 from featherweight.layers.recurrent import SplitRecurrent
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.attention import attention_swaps
@@ -148,7 +148,7 @@ class QuantizeRateDistortion(Technique):
             groups = seen[0].cpu()
             lost = (matrix - codes * scale.double().reshape(-1, 1)).reshape(len(groups), -1, groups.shape[1])
             bias = layer.bias.detach() + (lost @ groups[..., None]).flatten().to(layer.bias)
-            state["bias"] = round_mantissa(bias, significant_bits(bits))
+            state["bias"] = round_together(bias, significant_bits(bits))
         return dataclasses.replace(swap, state=state)
 
 

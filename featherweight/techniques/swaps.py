@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from featherweight.edits import Swap
 from featherweight.layers import QuantizedLayer, build
 from featherweight.layers.plain import convolution_options
-from featherweight.layers.quantized import round_mantissa, significant_bits
+from featherweight.layers.quantized import round_together, significant_bits
 from featherweight.technique import Context
 from featherweight.techniques.rounding import grid_scale, to_codes
 from featherweight.techniques.targets import untied
@@ -82,7 +82,7 @@ def quantized_swap(
     state = {"codes": to_codes(weight, fresh.steps(scale), bits), "scale": scale, **grids}
     bias = getattr(layer, "bias", None)
     if isinstance(bias, Tensor):
-        state["bias"] = round_mantissa(bias.detach(), significant_bits(bits))
+        state["bias"] = round_together(bias.detach(), significant_bits(bits))
     return Swap(path, kind, options, state)
 
 

@@ -12,7 +12,7 @@ from featherweight.artifact import load, package
 from featherweight.data import Data
 from featherweight.errors import RecipeError
 from featherweight.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear, QuantizedTransposedConv
-from featherweight.layers.quantized import fake_quantize, limit, round_mantissa
+from featherweight.layers.quantized import fake_quantize, limit, round_mantissa, round_together
 from featherweight.portable import export_graph
 from featherweight.running import run
 from featherweight.runtimes.onnxruntime import audit
@@ -315,7 +315,7 @@ def test_distilling_a_quantized_lstm_improves_it():
     assert scores[1] > scores[0] + 0.05, scores
     layer = output.recurrent.hidden[0]
     assert int(layer.codes.abs().max()) == 1
-    assert torch.equal(layer.bias, round_mantissa(layer.bias, 8))
+    assert torch.equal(layer.bias, round_together(layer.bias, 8))
     assert layer.bias.abs().max() > 0
 
 
@@ -423,3 +423,13 @@ def test_groups_of_inputs_have_scales_of_their_own(tmp_path):
         QuantizeWeights(group=4, per_channel=False)
     _, context = quantize(model, example, bits=3, group=1)
     assert "160 scales" in context.untouched[0].reason
+
+
+def test_biases_are_whole_numbers_of_one_step():
+    values = torch.tensor([1.3, -0.9, 0.004, 0.0, -0.001])
+    rounded = round_together(values, 8)
+    steps = rounded * 128
+    assert torch.equal(steps, steps.round())
+    assert float((rounded - values).abs().max()) <= 1 / 256
+    assert not torch.signbit(rounded[rounded == 0]).any()
+    assert torch.equal(round_together(torch.zeros(3), 8), torch.zeros(3))
