@@ -10,6 +10,7 @@ from torch import nn
 from featherweight.errors import ModelError, closest
 from featherweight.layers.attention import MultiHeadAttention
 from featherweight.layers.factored import (
+    depthwise_separable_convolution,
     factored_convolution,
     factored_linear,
     separable_convolution,
@@ -21,7 +22,6 @@ from featherweight.layers.quantized import QuantizedLayer, QuantizedLinear
 from featherweight.layers.quantized_convolutions import QuantizedConv, QuantizedTransposedConv
 from featherweight.layers.quantized_embedding import QuantizedEmbedding
 from featherweight.layers.recurrent import SplitRecurrent, recurrent
-from featherweight.layers.separable import depthwise_separable_convolution
 from featherweight.layers.skip import Skip
 
 KINDS: dict[str, Callable[..., nn.Module]] = {
