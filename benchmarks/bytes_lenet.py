@@ -57,7 +57,7 @@ class Network:
 
     def penalty(self, rate: float) -> Technique:
         """Return the training that follows."""
-        return PenalizeEntropy(epochs=30, learning_rate=2e-3, rate=rate, bits=4)
+        return PenalizeEntropy(epochs=20, learning_rate=2e-3, rate=rate, bits=4)
 
 
 NETWORKS = {
@@ -65,8 +65,8 @@ NETWORKS = {
         lenet300,
         Training(epochs=20, learning_rate=1e-3, weight_decay=5e-2),
         1.9,
-        PruneWeights(ratio=0.95, ranking="lamp", epochs=20, learning_rate=2e-3),
-        (0.8, 1.2),
+        PruneWeights(ratio=0.95, ranking="lamp", epochs=10, learning_rate=2e-3),
+        (0.7, 1.0),
     ),
     "lenet5": Network(
         lenet5,
