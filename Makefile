@@ -41,6 +41,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/pruning_sparse_bytes.py
 	$(BIN)/python benchmarks/distillation_ensemble.py
 	$(BIN)/python benchmarks/distillation_unlabelled.py
+	$(BIN)/python benchmarks/lowrank_sweep.py
+	$(BIN)/python benchmarks/lowrank_vgg19.py
+	$(BIN)/python benchmarks/lstm_combined.py
 	$(BIN)/python benchmarks/bytes_coder.py
 	$(BIN)/python benchmarks/bytes_open.py
 	$(BIN)/python benchmarks/bytes_rdoq.py
