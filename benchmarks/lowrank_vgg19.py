@@ -3,8 +3,8 @@
     FEATHERWEIGHT_DATA=../shared/data python benchmarks/lowrank_vgg19.py
 
 Whitened factors that keep several shares of each layer's output energy; the share is chosen on validation data, then test data
-is read once a figure: at most one point lost for speed, and nothing lost for the row that SlimNets (2018) reports as 2.43 times smaller and not faster. Norms are
-folded in the network as it is too, and both run on ONNX Runtime in turn.
+is read once a figure: at most one point lost for speed, and nothing lost for the row that SlimNets (2018) reports as 2.43
+times smaller and not faster. Norms are folded in the network as it is too, and both run on ONNX Runtime in turn.
 """
 
 from __future__ import annotations
