@@ -7,7 +7,6 @@ from typing import ClassVar, final
 
 from torch import nn
 
-from featherweight.errors import RecipeError
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.attention import attention_swaps
 from featherweight.techniques.recurrent import recurrent_swaps
@@ -22,7 +21,7 @@ class QuantizeWeights(Technique):
     These are linear layers, convolutions, transposed ones too, embeddings (a scale a row), attention and recurrent layers;
     the last two are first taken apart into linear layers. The step is the one with the least squared error. Follow it with
     `distill` for quantization-aware training. `group` gives every so many consecutive inputs of a row of a linear layer a
-    scale of their own, for 2 and 3 bits; it costs 32 bits in memory and about 12 in the file for each.
+    scale of their own, whatever `per_channel` says, for 2 and 3 bits; it costs 32 bits in memory and about 12 in the file for each.
 
     Paper: Gholami et al., "A Survey of Quantization Methods for Efficient Neural Network Inference", 2021; groups: Frantar
         et al., "GPTQ", ICLR 2023.
@@ -35,20 +34,13 @@ class QuantizeWeights(Technique):
     per_channel: bool = setting(True)
     group: int = setting(0, low=0, high=100_000)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.group and not self.per_channel:
-            raise RecipeError(
-                f"quantize_weights: group={self.group} divides rows that have scales of their own: "
-                "leave per_channel on, or group at 0"
-            )
-
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap for each layer, and before them one for each attention and recurrent layer."""
         yield from attention_swaps(model, context)
         yield from recurrent_swaps(model, context)
-        for path, layer in quantizable(model, context, self.bits, self.per_channel, self.group):
-            yield quantized_swap(path, layer, self.bits, self.per_channel, group=self.group)
+        per_channel = self.per_channel or self.group > 0
+        for path, layer in quantizable(model, context, self.bits, per_channel, self.group):
+            yield quantized_swap(path, layer, self.bits, per_channel, group=self.group)
 
     def mildest(self) -> Technique:
         """Return 8 bits a channel."""
