@@ -2,8 +2,9 @@
 
     FEATHERWEIGHT_DATA=../shared/data python benchmarks/bytes_lenet.py [--network lenet300] [--seeds 3] [--rates 0.1 0.2]
 
-Gradual pruning, entropy-penalized training at several rates, and out go the units that nothing reads. Both train on digits moved by
-up to a pixel, after a teacher that knows what they are: LeNet-5-Caffe for LeNet-300-100, the original for itself. Files are saved, read back into a fresh network of the original class, and scored. For each seed the smallest file whose
+Gradual pruning, entropy-penalized training at several rates, and out go the units that nothing reads. Both train on digits
+moved by up to a pixel, after a teacher that knows what they are: LeNet-5-Caffe for LeNet-300-100, the original for itself.
+Files are saved, read back into a fresh network of the original class, and scored. For each seed the smallest file whose
 validation error is within the limit counts, and its test error is told beside. The published records count no graph,
 so neither does the ratio; the whole file's bytes are beside it. A rate that is done is kept; a killed training goes on.
 """
