@@ -10,7 +10,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from featherweight.artifact import load, package
 from featherweight.data import Data
-from featherweight.errors import RecipeError
 from featherweight.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear, QuantizedTransposedConv
 from featherweight.layers.quantized import fake_quantize, limit, round_mantissa, round_together
 from featherweight.portable import export_graph
@@ -419,8 +418,8 @@ def test_groups_of_inputs_have_scales_of_their_own(tmp_path):
     assert torch.equal(output.eval()(example), before)
     whole, _ = quantize(model, example, bits=3, group=20)
     assert whole[0].scale.shape == (8,)
-    with pytest.raises(RecipeError, match="per_channel"):
-        QuantizeWeights(group=4, per_channel=False)
+    same, _ = quantize(model, example, bits=3, group=8, per_channel=False)
+    assert torch.equal(same[0].scale, layer.scale)
     _, context = quantize(model, example, bits=3, group=1)
     assert "160 scales" in context.untouched[0].reason
 
