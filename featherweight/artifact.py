@@ -130,8 +130,12 @@ class Artifact:
         """Every tensor under all of its names."""
         return {**self.state, **{name: self.state[first] for name, first in self.aliases.items()}}
 
-    def into(self, model: nn.Module) -> nn.Module:
+    def into(self, model: nn.Module, keep: bool = True) -> nn.Module:
         """Return a trainable copy of `model`, an instance of the original class, with the edits replayed and these weights.
+
+        Args:
+            model: of the class the file was made from; it is not changed.
+            keep: False gives the artifact's own tensors away, which saves the memory of a copy; it is of no use after.
 
         Raises:
             ModelError: it is not the class this file was made from; the message names the first tensor that differs.
@@ -151,7 +155,8 @@ class Artifact:
                     f"{self.path or 'the artifact'} does not fit {type(model).__name__}: "
                     f"{name} is {list(tensors[name].shape)} there and {list(value.shape)} in the file"
                 )
-        copied.load_state_dict({name: value.clone() for name, value in wanted.items()}, strict=True, assign=True)
+        own = {name: value.clone() if keep else value for name, value in wanted.items()}
+        copied.load_state_dict(own, strict=True, assign=True)
         for first, name in ((first, name) for name, first in self.aliases.items()):
             _tie(copied, first, name)
         for name, parameter in copied.named_parameters():
@@ -286,7 +291,7 @@ def load(path: str | Path, into: nn.Module | None = None) -> Any:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     artifact = _parse(data, str(path))
     artifact.path = path
-    return artifact if into is None else artifact.into(into)
+    return artifact if into is None else artifact.into(into, keep=False)
 
 
 def _parse(data: bytes, source: str) -> Artifact:
