@@ -86,7 +86,7 @@ NETWORKS = {
         Training(epochs=20, learning_rate=1e-3, weight_decay=5e-2),
         1.9,
         PruneWeights(ratio=0.95, ranking="lamp", epochs=10, learning_rate=2e-3),
-        (0.6,),
+        (0.6, 1.5),
     ),
     "lenet5": Network(
         lenet5,
