@@ -49,13 +49,11 @@ def pack(
         raise BudgetError("say how good (sqnr) or how small (size), and not both")
     extra = facts or {}
     exact = _artifact(dict(tensors), {}, extra)
-    if size is None and sqnr is None:
-        return exact
     if sqnr is not None:
         return _with_noise(tensors, sqnr, extra)
-    if size is not None and len(exact.to_bytes()) <= size:
+    if size is None or len(exact.to_bytes()) <= size:
         return exact
-    return _of_size(tensors, int(size or 0), extra)
+    return _of_size(tensors, size, extra)
 
 
 def unpack(artifact: Artifact) -> dict[str, Tensor]:
@@ -73,8 +71,8 @@ def unpack(artifact: Artifact) -> dict[str, Tensor]:
     for name, value in artifact.state.items():
         owner, _, kind = name.rpartition(".")
         if owner in rounded and kind == "codes":
-            step, dtype = artifact.state[f"{owner}.step"], getattr(torch, str(rounded[owner]), None)
-            if not isinstance(dtype, torch.dtype) or step.numel() != 1:
+            step, dtype = artifact.state.get(f"{owner}.step"), getattr(torch, str(rounded[owner]), None)
+            if not isinstance(dtype, torch.dtype) or step is None or step.numel() != 1:
                 raise ArtifactError(f"{artifact.path or 'the artifact'}: {owner} has no type or no step")
             found[owner] = (value.double() * step.double()).to(dtype)
         elif owner not in rounded or kind != "step":

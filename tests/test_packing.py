@@ -97,3 +97,6 @@ def test_foreign_files_are_refused(tmp_path):
     Artifact([], {}, {"a": torch.zeros(2)}, {}, None).save(tmp_path / "model.fw")
     with pytest.raises(ArtifactError, match="no packed tensors"):
         unpacked_file(tmp_path / "model.fw", tmp_path / "y.safetensors")
+    Artifact([], {"packed": {"a": "float32"}}, {"a.codes": torch.zeros(2)}, {}, None).save(tmp_path / "stepless.fw")
+    with pytest.raises(ArtifactError, match="no step"):
+        unpacked_file(tmp_path / "stepless.fw", tmp_path / "y.safetensors")

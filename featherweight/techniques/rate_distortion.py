@@ -12,9 +12,7 @@ from featherweight.techniques.moments import inverse_factor
 
 _BLOCK = 128  # columns after which compensation reaches the columns behind
 _DAMPING = 0.01
-_DEAD_ZONE = (
-    0.15  # about by how much bits widen the interval that becomes zero; for the first guess of magnitudes alone
-)
+_DEAD_ZONE = 0.15  # about by how much bits widen what becomes zero; for the first guess of magnitudes alone
 HIGHEST = 127
 
 
@@ -59,8 +57,9 @@ def codes_of(made: Rounding, step: Tensor) -> Tensor:
     factor = inverse_factor(made.moment, _DAMPING).cpu()
     groups, width = factor.shape[:2]
     rest = values.reshape(groups, -1, width).clone()
-    costs = rest.new_tensor(1.0) * _row_worth(made) * step.square()
-    costs = costs.reshape(groups, -1, 1) / factor.diagonal(dim1=1, dim2=2).square()[:, None]
+    costs = (_row_worth(made) * step.square()).reshape(groups, -1, 1) / factor.diagonal(dim1=1, dim2=2).square()[
+        :, None
+    ]
     costs = costs.masked_fill(made.held.reshape(costs.shape), -1.0)
     found = []
     for start in range(0, width, _BLOCK):
