@@ -3,12 +3,12 @@
     FEATHERWEIGHT_DATA=../shared/data python benchmarks/bytes_rdoq.py [--networks resnet56 vgg19 minilm] [--images 5000]
 
 Needs the extras `bench` and `speed`. ResNet-56 and VGG-19 on CIFAR-10 (JPEG copy), MiniLM on SST-2; nothing is trained, no
-label is read before scores are. Every way goes from fine to coarse until validation loses more than two points. Bytes are
-those of the streams of all quantized tensors, scales included. Nearest codes have a step in proportion to each tensor's root
-mean square, and our coder. nncodec has its own quantizer, dependent quantization on as by default, the same `qp` for all
-tensors as by default, and its own coder; its headers do not count. What counts of each way is its smallest bytes within half a
-point of the original on validation data; ours against another way, the smallest at most 0.1 points below that one. Test
-accuracies of what was chosen are beside. A cell that is done is kept.
+label is read before scores are. The coarsest setting of a way that keeps an accuracy is found by halving. Bytes are those of
+the streams of all quantized tensors, scales included. Nearest codes have a step in proportion to each tensor's root mean
+square, and our coder. nncodec has its own quantizer, dependent quantization on as by default, the same `qp` for all tensors
+as by default, and its own coder; its headers do not count. What counts of each way is its smallest bytes within half a point
+of the original on validation data; ours against another way, the smallest at most 0.1 points below that one. Test accuracies
+of what was chosen are beside. A cell that is done is kept.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TASKS: dict[str, Callable[[], Task]] = {
 BATCHES = {"resnet56": 8, "vgg19": 4, "minilm": 16}
 STEPS = (0.2, 0.28, 0.4, 0.5, 0.6, 0.72, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
 QUANTIZERS = tuple(range(-36, -11, 1))
-GIVEN_UP, LOSS, APART = 2.0, 0.5, 0.1  # points of validation accuracy
+LOSS, APART = 0.5, 0.1  # points of validation accuracy
 RATES = {"ours": 0.1, "compensated": 0.2}
 Cell = dict[str, Any]
 
@@ -93,14 +93,16 @@ class Bench:
         sys.stdout.write(f"{key}: {cell}\n")
         sys.stdout.flush()
 
-    def sweep(self, way: str) -> dict[str, Callable[[], tuple[nn.Module, int]]]:
-        """Measure a way from fine to coarse, and return what makes each of its settings, by the name of its cell."""
-        made: dict[str, Callable[[], tuple[nn.Module, int]]] = {}
-        for label, make in self._settings(way):
-            made[label] = make
-            if self.cell(label, make)["validate"] < self.original["validate"] - GIVEN_UP:
-                break
-        return made
+    def coarsest(self, way: str, floor: float) -> str | None:
+        """Return the cell of a way's coarsest setting that keeps a validation accuracy, found by halving, or None."""
+        made = dict(self._settings(way))
+        labels = list(made)
+        low, high = -1, len(labels)  # accuracy falls with the step, near enough
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = self.cell(labels[middle], made[labels[middle]])["validate"] >= floor
+            low, high = (middle, high) if fits else (low, middle)
+        return labels[low] if low >= 0 else None
 
     def _settings(self, way: str) -> Iterator[tuple[str, Callable[[], tuple[nn.Module, int]]]]:
         if way == "nncodec":
@@ -138,12 +140,8 @@ class Bench:
 
     def chosen(self, way: str, floor: float) -> tuple[str, Cell] | None:
         """Return the smallest of a way whose validation accuracy is at least `floor`, tested, or None where none is."""
-        made = self.sweep(way)
-        fitting = [label for label in made if self.cells[f"{self.name} {label}"]["validate"] >= floor]
-        if not fitting:
-            return None
-        label = min(fitting, key=lambda label: self.cells[f"{self.name} {label}"]["bytes"])
-        return label, self.tested(label, made[label])
+        label = self.coarsest(way, floor)
+        return None if label is None else (label, self.tested(label, dict(self._settings(way))[label]))
 
     def whole(self, label: str) -> int:
         """Return the bytes of a whole file, graph and all, batch norms folded, at one of our settings."""
