@@ -23,7 +23,8 @@ from torch import nn
 from featherweight import Context, Data
 from featherweight.data import tensors
 from featherweight.edits import named_tensors
-from featherweight.techniques.train import Training, fit, seeded
+from featherweight.techniques.seeding import seeded
+from featherweight.techniques.train import Training, fit
 
 
 def folder() -> Path:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from featherweight import Data
 from featherweight.edits import named_tensors
 from featherweight.modes import evaluating
-from featherweight.techniques.train import imitation, seeded
+from featherweight.techniques.imitation import imitation
+from featherweight.techniques.seeding import seeded
 
 
 class Lesson:

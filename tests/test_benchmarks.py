@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from featherweight import Data
-from featherweight.techniques.train import Training, seeded
+from featherweight.techniques.seeding import seeded
+from featherweight.techniques.train import Training
 
 
 @pytest.fixture(autouse=True)

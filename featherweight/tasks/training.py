@@ -10,7 +10,8 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from featherweight.data import Data
 from featherweight.technique import Context
-from featherweight.techniques.train import Training, fit, seeded
+from featherweight.techniques.seeding import seeded
+from featherweight.techniques.train import Training, fit
 
 
 def tensor_loader(inputs: Tensor, targets: Tensor, batch: int, shuffle: bool = False) -> DataLoader[Any]:

@@ -8,16 +8,14 @@ epoch draws from a seed of its own and leaves a checkpoint: a killed run continu
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from featherweight.data import batches, example_inputs, forward, rebuild, select_output
 from featherweight.data import tensors as all_tensors
@@ -29,6 +27,7 @@ from featherweight.technique import Context
 from featherweight.techniques.checkpoints import named, restored, save
 from featherweight.techniques.imitation import imitation, output_kind
 from featherweight.techniques.matching import Matching, Term, captured, terms
+from featherweight.techniques.seeding import reseeded, seeded
 
 _DKD_WARM_UP = 1 / 12  # of the training, as 20 of 240 epochs in the paper
 
@@ -76,21 +75,6 @@ AfterBackward = Callable[[dict[str, nn.Parameter]], None]
 may change them in place."""
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch, numpy and random for a while; the caller's generators are put back as they were."""
-    state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
-
-
 def fit(
     model: nn.Module,
     context: Context,
@@ -100,6 +84,7 @@ def fit(
     after_backward: AfterBackward | None = None,
     memory: dict[str, Tensor] | None = None,
     guidance: Guidance | None = None,
+    settle: float = 0.0,
 ) -> None:
     """Train the model in place on `context.data.train`, with the context's teacher, and keep the best epoch.
 
@@ -116,6 +101,7 @@ def fit(
         after_backward: sees, and may change, the gradients of each step, such as by those of a penalty.
         memory: tensors that schedule and after_backward write to in place; checkpoints hold them.
         guidance: how the teacher is followed; its soft targets, with a fixed weight, when None.
+        settle: share of the epochs, the last ones, in which batch norms keep their statistics, 0 to 1.
 
     Raises:
         DataError: the training data is empty, has NaN, or its labels are out of range; or features are to be matched and
@@ -129,7 +115,9 @@ def fit(
     held = dict(_sparse_masks(model, context.sparse))
     held.update(masks if masks is not None else {})
     try:
-        _Loop(model, context, training, schedule, held, after_backward, memory or {}, guidance or Guidance()).run()
+        _Loop(
+            model, context, training, schedule, held, after_backward, memory or {}, guidance or Guidance(), settle
+        ).run()
     finally:
         for module, mode in modes:
             module.training = mode
@@ -159,6 +147,7 @@ class _Loop:
         after_backward: AfterBackward | None,
         memory: dict[str, Tensor],
         guidance: Guidance,
+        settle: float,
     ) -> None:
         self.model, self.context, self.training, self.schedule, self.masks = model, context, training, schedule, masks
         self.after_backward, self.guidance, self.done = after_backward, guidance, 0.0
@@ -169,9 +158,13 @@ class _Loop:
         self.parameters = {name: p for name, p in trainable.items() if id(p) not in held}
         # Statistics are still in evaluation mode; a quantized layer has none, and passes gradients in training mode only.
         self.still = [module for module in outside if not isinstance(module, QuantizedLayer)]
-        slow = [p for name, p in self.parameters.items() if name.endswith(".scale")]
-        flat = [p for name, p in self.parameters.items() if not name.endswith(".scale") and p.dim() < 2]
-        full = [p for name, p in self.parameters.items() if not name.endswith(".scale") and p.dim() >= 2]
+        self.settled = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self.settling = (1 - settle) * training.epochs
+        thawed = [module for module in model.modules() if isinstance(module, QuantizedLayer) and module.codes is None]
+        steps = {id(p) for layer in thawed for p in layer.steps_in_training()}
+        slow = [p for p in self.parameters.values() if id(p) in steps]
+        flat = [p for p in self.parameters.values() if id(p) not in steps and p.dim() < 2]
+        full = [p for p in self.parameters.values() if id(p) not in steps and p.dim() >= 2]
         self.terms = terms(guidance.loss)
         self.matching = _matching(self.terms, model, context)
         self.balance = nn.Parameter(torch.tensor(training.teacher_share, device=context.device).logit(eps=0.01))
@@ -193,7 +186,7 @@ class _Loop:
         self.best_score = -math.inf
         self.best: dict[str, Tensor] = {}
         self.steps = _steps_per_epoch(context)
-        self.path = _checkpoint(model, context, training, guidance, schedule is not None)
+        self.path = _checkpoint(model, context, (training, guidance, schedule is not None, settle))
         self.bfloat16 = _mixed_precision_pays(model, context.device)
 
     def run(self) -> None:
@@ -221,12 +214,12 @@ class _Loop:
 
     def _train_epoch(self) -> bool:
         self.model.train()
-        for module in self.still:
+        for module in [*self.still, *(self.settled if self.epoch >= self.settling else ())]:
             module.training = False
         ready = self.schedule is None
         total = self.training.epochs * self.steps
         seed = self.context.draw("epoch", self.epoch)
-        with seeded(seed), _reseeded_loader(self.context.data.train, seed):
+        with seeded(seed), reseeded(self.context.data.train, seed):
             for index, (inputs, target) in enumerate(batches(self.context.data.train, "train", self.context.device)):
                 self.done = done = min(1.0, (self.epoch * self.steps + index) / total)
                 if self.schedule is not None:
@@ -392,24 +385,7 @@ def _steps_per_epoch(context: Context) -> int:
         return max(1, sum(1 for _ in loader))
 
 
-@contextmanager
-def _reseeded_loader(loader: Any, seed: int) -> Iterator[None]:
-    """Seed the loader's own generator for a while, if it has one; what it was is put back."""
-    generator = getattr(loader, "generator", None) or getattr(getattr(loader, "sampler", None), "generator", None)
-    if not isinstance(generator, torch.Generator):
-        yield
-        return
-    state = generator.get_state()
-    generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        generator.set_state(state)
-
-
-def _checkpoint(
-    model: nn.Module, context: Context, training: Training, guidance: Guidance, scheduled: bool
-) -> Path | None:
+def _checkpoint(model: nn.Module, context: Context, how: tuple[object, ...]) -> Path | None:
     """A file named by everything the result depends on, or None without a workspace."""
     if context.workspace is None:
         return None
@@ -419,11 +395,9 @@ def _checkpoint(
         context.step,
         context.scope,
         sorted(context.sparse),
-        training,
-        guidance,
-        scheduled,
+        *how,
     )
-    with seeded(0), _reseeded_loader(context.data.train, 0):
+    with seeded(0), reseeded(context.data.train, 0):
         first = next(iter(context.data.train or ()), None)
     read = {f"batch {index}": tensor for index, tensor in enumerate(all_tensors(first))}
     taught = named_tensors(context.teacher) if context.teacher is not None else {}
