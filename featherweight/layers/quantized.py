@@ -9,7 +9,7 @@ rounds them back.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any
 
 import torch
 
@@ -18,12 +18,27 @@ import torch.ao.quantization.fx._decomposed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from featherweight.layers.signs import sign
+
 reference = torch.ops.quantized_decomposed
+_SMALLEST = 1e-8  # step
+_REACH = 2.0  # steps within which a latent weight behind a sign is moved by gradients
 
 
 def limit(bits: int) -> int:
-    """Largest code of a symmetric grid of `bits` bits: 127, 7, 1 for 8, 4, 2; the smallest is its negative."""
+    """Largest code of a symmetric grid of `bits` bits, 2 to 8: 127, 7, 1 for 8, 4, 2; the smallest is its negative."""
     return int(2 ** (bits - 1) - 1)
+
+
+def span(bits: int, full: bool = False) -> tuple[int, int]:
+    """Return smallest and largest code of a weight: signs at 1 bit, else symmetric, or with one more code below zero.
+
+    Args:
+        bits: 1 to 8.
+        full: whether all `2 ** bits` codes are used, as in LSQ: -2 to 1 at 2 bits, where a symmetric grid is ternary.
+    """
+    high = limit(bits) if bits > 1 else 1
+    return -high - (full and bits > 1), high
 
 
 def round_mantissa(values: Tensor, bits: int) -> Tensor:
@@ -47,6 +62,11 @@ def significant_bits(bits: int) -> int:
     return 8 if bits <= 6 else 12
 
 
+def slowed(values: Tensor, factor: float) -> Tensor:
+    """Return the values; their gradient is multiplied by a factor."""
+    return values * factor + (values - values * factor).detach()
+
+
 def fake_quantize(values: Tensor, scale: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
     """Round `values / scale` to the integers `low..high` and scale back; straight-through gradients (LSQ, 2020).
 
@@ -57,7 +77,7 @@ def fake_quantize(values: Tensor, scale: Tensor, low: int, high: int, gradient_s
         high: largest code.
         gradient_scale: factor on the gradient of the scale, `1 / sqrt(n * high)` in the paper.
     """
-    step = scale * gradient_scale + (scale - scale * gradient_scale).detach()
+    step = slowed(scale, gradient_scale)
     position = (values / step).clamp(low, high)
     return ((position.round() - position).detach() + position) * step
 
@@ -70,15 +90,17 @@ class QuantizedLayer(nn.Module):
 
     Args:
         shape: of the codes.
-        bits: width of the codes, 2 to 8.
+        bits: width of the codes, 1 to 8; codes of 1 bit are signs.
         bias: whether there is one, `[channels]`.
         per_channel: one scale for each channel, or one in all.
-        input_grid: whether inputs are rounded to 8 bits.
-        output_grid: whether outputs are.
+        input_grid: whether inputs are rounded.
+        output_grid: whether outputs are, to 8 bits.
         channels: number of outputs, where it is not the first dimension of the codes.
+        full: whether the codes are those of `span` with one more below zero.
+        input_bits: width of the grid of the inputs, 1 to 8; its codes are the first of 256.
+        gradient: of signs; a name in `signs.SURROGATES`.
     """
 
-    options: ClassVar[tuple[str, ...]] = ()
     codes: Tensor | None
     scale: Tensor
     bias: Tensor | None
@@ -94,10 +116,16 @@ class QuantizedLayer(nn.Module):
         input_grid: bool = False,
         output_grid: bool = False,
         channels: int | None = None,
+        full: bool = False,
+        input_bits: int = 8,
+        gradient: str = "straight_through",
     ) -> None:
         super().__init__()
         channels = shape[0] if channels is None else channels
         self.bits = bits
+        self.full = full
+        self.input_bits = input_bits
+        self.gradient = gradient
         self.axes = len(shape) - 1
         self.input_grid = input_grid
         self.output_grid = output_grid
@@ -122,24 +150,29 @@ class QuantizedLayer(nn.Module):
         if self.codes is None and not self.training:
             codes, scale = self._rounded()
             return codes * self.steps(scale)
+        low, high = span(self.bits, self.full)
         if self.codes is None:
-            high = limit(self.bits)
             weight: Tensor = self.get_parameter("weight")
-            per_scale = weight.numel() / self.scale.numel()
-            scale = self.steps(self.scale.abs().clamp_min(1e-8))
-            return fake_quantize(weight, scale, -high, high, (per_scale * high) ** -0.5)
+            slower = (weight.numel() / self.scale.numel() * high) ** -0.5
+            scale = self.steps(self.scale.abs().clamp_min(_SMALLEST))
+            if self.bits == 1:
+                return sign(weight / scale.detach() / _REACH, self.gradient) * slowed(scale, slower)
+            return fake_quantize(weight, scale, low, high, slower)
         if not self.input_grid:  # plain arithmetic, which every runtime computes once, at load
             return self.codes.to(self.scale.dtype) * self.steps(self.scale)
-        high = limit(self.bits)
         scale = self.scale.expand(self.codes.shape[0])
-        decoded: Tensor = reference.dequantize_per_channel(self.codes, scale, None, 0, -high, high, torch.int8)
+        decoded: Tensor = reference.dequantize_per_channel(self.codes, scale, None, 0, low, high, torch.int8)
         return decoded
 
-    def _on_grid(self, values: Tensor, name: str) -> Tensor:
-        scale, zero = self.get_buffer(f"{name}_scale"), self.get_buffer(f"{name}_zero")
+    def _on_grid(self, values: Tensor, name: str, bits: int = 8) -> Tensor:
+        scale: Tensor = getattr(self, f"{name}_scale")
+        zero, high = self.get_buffer(f"{name}_zero"), 2**bits - 1
         if self.codes is None and self.training:
-            offset = zero.to(values.dtype)
-            return fake_quantize(values + offset * scale, scale, 0, 255, 1.0) - offset * scale
+            step = slowed(scale.abs().clamp_min(_SMALLEST), (values[0].numel() * high) ** -0.5)
+            offset = zero.to(values.dtype) * step
+            return fake_quantize(values + offset, step, 0, high, 1.0) - offset
+        if bits < 8:  # saturation of the 256 codes is all that operators of ONNX do
+            values = torch.minimum(values, (high - zero.to(scale.dtype)) * scale)
         codes = reference.quantize_per_tensor.tensor(values, scale, zero, 0, 255, torch.uint8)
         decoded: Tensor = reference.dequantize_per_tensor.tensor(codes, scale, zero, 0, 255, torch.uint8)
         return decoded
@@ -151,18 +184,27 @@ class QuantizedLayer(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer; input and output are float, and named as `nn.Linear` names them, for calls by keyword."""
         if self.input_grid:
-            input = self._on_grid(input, "input")
+            input = self._on_grid(input, "input", self.input_bits)
         output = self.operate(input, self.dequantized())
         return self._on_grid(output, "output") if self.output_grid else output
 
     def thaw(self) -> None:
-        """Replace the codes by a trainable float `weight`, and make the scale trainable."""
+        """Replace the codes by a trainable float `weight`, and make the scales trainable, those of activations too."""
         weight = self.dequantized().detach().clone()
-        scale = self.scale
         self.codes = None
-        del self.scale
-        self.register_parameter("scale", nn.Parameter(scale.clone()))
+        for name in self._scales():
+            scale = self.get_buffer(name)
+            delattr(self, name)
+            self.register_parameter(name, nn.Parameter(scale.clone()))
         self.register_parameter("weight", nn.Parameter(weight))
+
+    def _scales(self) -> list[str]:
+        """Names of the scales: of weights, and of activations where they have grids."""
+        return ["scale", *(["input_scale"] if self.input_grid else []), *(["output_scale"] if self.output_grid else [])]
+
+    def steps_in_training(self) -> list[nn.Parameter]:
+        """The scales of a thawed layer, which want a smaller learning rate than weights."""
+        return [self.get_parameter(name) for name in self._scales()]
 
     def freeze(self) -> None:
         """Round the trained latents back to codes, and scales and bias to the bits they are stored with."""
@@ -170,8 +212,11 @@ class QuantizedLayer(nn.Module):
         if self.bias is not None:
             with torch.no_grad():
                 self.bias.copy_(round_together(self.bias, significant_bits(self.bits)))
-        del self.scale, self.weight
-        self.register_buffer("scale", scale)
+        scales = {name: getattr(self, name).detach().abs().clamp_min(_SMALLEST) for name in self._scales()}
+        for name, value in (scales | {"scale": scale}).items():
+            delattr(self, name)
+            self.register_buffer(name, value)
+        del self.weight
         self.codes = codes.to(torch.int8)
 
     def _rounded(self) -> tuple[Tensor, Tensor]:
@@ -179,9 +224,13 @@ class QuantizedLayer(nn.Module):
 
         A thawed layer computes with them in evaluation mode, so that the score of an epoch is that of its frozen layer.
         """
-        high, weight = limit(self.bits), self.get_parameter("weight").detach()
-        scale = round_mantissa(self.scale.detach().abs().clamp_min(1e-8), significant_bits(self.bits))
-        return (weight / self.steps(scale)).round().clamp(-high, high), scale
+        weight = self.get_parameter("weight").detach()
+        scale = round_mantissa(self.scale.detach().abs().clamp_min(_SMALLEST), significant_bits(self.bits))
+        return self.nearest(weight / self.steps(scale)), scale
+
+    def nearest(self, places: Tensor) -> Tensor:
+        """The codes, as floats, nearest to weights over their steps, any shape."""
+        return sign(places) if self.bits == 1 else places.round().clamp(*span(self.bits, self.full))
 
     def _offset(self) -> Tensor | None:
         """The bias to compute with, `[out]`: rounded where the layer is thawed and evaluated."""
@@ -191,14 +240,15 @@ class QuantizedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the grid."""
-        activations = ", 8-bit input" if self.input_grid else ""
+        activations = f", {self.input_bits}-bit input" if self.input_grid else ""
         return f"bits={self.bits}, scales={self.scale.numel()}{activations}"
 
 
 class QuantizedLinear(QuantizedLayer):
     """`nn.Linear` over integer codes `[out_features, in_features]`.
 
-    With a `group` of 1 or more, each row has one scale for so many consecutive inputs: `scale [out_features, groups]`.
+    With a `group` of 1 or more, each row has one scale for so many consecutive inputs: `scale [out_features, groups]`. `grid`
+    are `full`, `input_bits` and `gradient` of `QuantizedLayer`.
     """
 
     def __init__(
@@ -211,6 +261,7 @@ class QuantizedLinear(QuantizedLayer):
         input_grid: bool = False,
         output_grid: bool = False,
         group: int = 0,
+        **grid: Any,
     ) -> None:
         super().__init__(
             (out_features, in_features),
@@ -219,6 +270,7 @@ class QuantizedLinear(QuantizedLayer):
             per_channel=per_channel,
             input_grid=input_grid,
             output_grid=output_grid,
+            **grid,
         )
         self.in_features = in_features
         self.out_features = out_features

@@ -28,6 +28,7 @@ class QuantizedConv(QuantizedLayer):
         per_channel: bool = True,
         input_grid: bool = False,
         output_grid: bool = False,
+        **grid: Any,
     ) -> None:
         super().__init__(
             (out_channels, in_channels // groups, *kernel_size),
@@ -36,6 +37,7 @@ class QuantizedConv(QuantizedLayer):
             per_channel=per_channel,
             input_grid=input_grid,
             output_grid=output_grid,
+            **grid,
         )
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -66,6 +68,7 @@ class QuantizedTransposedConv(QuantizedLayer):
         groups: int = 1,
         bias: bool = True,
         per_channel: bool = True,
+        **grid: Any,
     ) -> None:
         super().__init__(
             (in_channels, out_channels // groups, *kernel_size),
@@ -73,6 +76,7 @@ class QuantizedTransposedConv(QuantizedLayer):
             bias=bias,
             per_channel=per_channel,
             channels=out_channels,
+            **grid,
         )
         self.in_channels = in_channels
         self.out_channels = out_channels

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,8 +23,9 @@ class QuantizedEmbedding(QuantizedLayer):
         bits: int,
         padding_idx: int | None = None,
         per_channel: bool = True,
+        **grid: Any,
     ) -> None:
-        super().__init__((num_embeddings, embedding_dim), bits=bits, bias=False, per_channel=per_channel)
+        super().__init__((num_embeddings, embedding_dim), bits=bits, bias=False, per_channel=per_channel, **grid)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = padding_idx

@@ -77,29 +77,31 @@ def _update(seen: dict[str, Observed], path: str, value: Tensor) -> None:
     seen[path] = Observed(low, high, sample)
 
 
-def unsigned_grid(observed: Observed, method: str) -> tuple[Tensor, Tensor]:
-    """Return `(scale [], zero [])` of a grid of 256 codes that holds zero exactly.
+def unsigned_grid(observed: Observed, method: str, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """Return `(scale [], zero [])` of a grid of `2 ** bits` codes that holds zero exactly.
 
     Args:
         observed: what passed.
         method: `"minmax"` covers everything; `"mse"` clips where that lowers the squared error on the sample.
+        bits: width of the codes, 1 to 8.
     """
     low, high = min(0.0, observed.low), max(0.0, observed.high)
     if high - low < 1e-12:
         return torch.tensor(1.0), torch.tensor(0, dtype=torch.uint8)
-    shares = [1.0] if method == "minmax" else torch.linspace(1.0, 0.3, _CANDIDATES).tolist()
-    best = min((_error(observed.sample, low * share, high * share), -share) for share in shares)
+    shares = [1.0] if method == "minmax" else torch.linspace(1.0, 0.3 if bits > 4 else 0.1, _CANDIDATES).tolist()
+    best = min((_error(observed.sample, low * share, high * share, bits), -share) for share in shares)
     share = -best[1]
-    return _grid(low * share, high * share)
+    return _grid(low * share, high * share, bits)
 
 
-def _grid(low: float, high: float) -> tuple[Tensor, Tensor]:
-    scale = torch.tensor((high - low) / 255, dtype=torch.float32)
-    zero = torch.tensor(min(255, max(0, round(-low / float(scale)))), dtype=torch.uint8)
+def _grid(low: float, high: float, bits: int) -> tuple[Tensor, Tensor]:
+    most = 2**bits - 1
+    scale = torch.tensor((high - low) / most, dtype=torch.float32)
+    zero = torch.tensor(min(most, max(0, round(-low / float(scale)))), dtype=torch.uint8)
     return scale, zero
 
 
-def _error(sample: Tensor, low: float, high: float) -> float:
-    scale, zero = _grid(low, high)
-    codes = (sample / scale + zero).round().clamp(0, 255)
+def _error(sample: Tensor, low: float, high: float, bits: int) -> float:
+    scale, zero = _grid(low, high, bits)
+    codes = (sample / scale + zero).round().clamp(0, 2**bits - 1)
     return float(((codes - zero.float()) * scale - sample).square().mean())

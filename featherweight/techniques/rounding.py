@@ -5,28 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from featherweight.layers.quantized import limit, round_mantissa, significant_bits
+from featherweight.layers.quantized import round_mantissa, significant_bits, span
 
 _CANDIDATES = torch.linspace(0.25, 1.0, 76, dtype=torch.float64)
 
 
-def grid_scale(weight: Tensor, bits: int, per_channel: bool) -> Tensor:
+def grid_scale(weight: Tensor, bits: int, per_channel: bool, full: bool = False) -> Tensor:
     """Return the step with the least squared rounding error, `[out]` or `[1]`, among shares of the largest magnitude.
 
-    Zeros cost nothing on a grid that holds zero, so a pruned tensor gets the step its survivors want.
+    Zeros cost nothing on a grid that holds zero, so a pruned tensor gets the step its survivors want. For signs it is the mean
+    magnitude (Rastegari et al., XNOR-Net, ECCV 2016).
 
     Args:
         weight: `[out, ...]`.
-        bits: width of the codes, 2 to 8.
+        bits: width of the codes, 1 to 8.
         per_channel: one step for each slice of dimension 0, or one in all.
+        full: whether the grid has one more code below zero; see `layers.quantized.span`.
     """
     rows = weight.detach().double().reshape(weight.shape[0] if per_channel else 1, -1)
-    high = limit(bits)
+    low, high = span(bits, full)
     largest = rows.abs().amax(1, keepdim=True).clamp_min(1e-8)
     best, best_error = largest / high, torch.full_like(largest, torch.inf)
-    for share in _CANDIDATES.tolist():
+    if bits == 1:
+        best = rows.abs().mean(1, keepdim=True)
+    for share in _CANDIDATES.tolist() if bits > 1 else ():
         step = largest * share / high
-        error = ((rows / step).round().clamp(-high, high) * step - rows).square().sum(1, keepdim=True)
+        error = ((rows / step).round().clamp(low, high) * step - rows).square().sum(1, keepdim=True)
         better = error < best_error
         best, best_error = torch.where(better, step, best), torch.where(better, error, best_error)
     return round_mantissa(best.flatten().float().clamp_min(1e-8), significant_bits(bits))
@@ -40,6 +44,5 @@ def to_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
         scale: `[out]`, `[1]`, or with as many dimensions as the weight, to which it broadcasts then.
         bits: width of the codes, 2 to 8.
     """
-    high = limit(bits)
     step = scale if scale.dim() == weight.dim() else scale.reshape(-1, *[1] * (weight.dim() - 1))
-    return (weight.detach() / step).round().clamp(-high, high).to(torch.int8)
+    return (weight.detach() / step).round().clamp(*span(bits)).to(torch.int8)

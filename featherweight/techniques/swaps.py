@@ -12,7 +12,7 @@ from featherweight.layers import QuantizedLayer, build
 from featherweight.layers.plain import convolution_options
 from featherweight.layers.quantized import round_together, significant_bits
 from featherweight.technique import Context
-from featherweight.techniques.rounding import grid_scale, to_codes
+from featherweight.techniques.rounding import grid_scale
 from featherweight.techniques.targets import untied
 
 COMPUTING: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -61,6 +61,7 @@ def quantized_swap(
     grids: dict[str, Tensor] | None = None,
     group: int = 0,
     scale: Tensor | None = None,
+    **grid: Any,
 ) -> Swap:
     """Return the Swap of a layer by its quantized kind.
 
@@ -73,13 +74,14 @@ def quantized_swap(
             `output_zero`.
         group: inputs of a row of a linear layer that share a scale; 0 for all of them.
         scale: the steps, one for each scale of the kind; those of least squared error when None.
+        grid: options of `QuantizedLayer` that are not its defaults: `full`, `input_bits`, `gradient`.
     """
     grids = grids or {}
-    kind, options, fresh = _fresh(layer, bits, per_channel, group, grids)
+    kind, options, fresh = _fresh(layer, bits, per_channel, group, grids, grid)
     weight = layer.get_parameter("weight").detach()
     if scale is None:
-        scale = grid_scale(fresh.rows(weight), bits, per_channel=True).reshape(fresh.scale.shape)
-    state = {"codes": to_codes(weight, fresh.steps(scale), bits), "scale": scale, **grids}
+        scale = grid_scale(fresh.rows(weight), bits, per_channel=True, full=fresh.full).reshape(fresh.scale.shape)
+    state = {"codes": fresh.nearest(weight / fresh.steps(scale)).to(torch.int8), "scale": scale, **grids}
     bias = getattr(layer, "bias", None)
     if isinstance(bias, Tensor):
         state["bias"] = round_together(bias.detach(), significant_bits(bits))
@@ -87,7 +89,12 @@ def quantized_swap(
 
 
 def _fresh(
-    layer: nn.Module, bits: int, per_channel: bool, group: int, grids: dict[str, Tensor] | None = None
+    layer: nn.Module,
+    bits: int,
+    per_channel: bool,
+    group: int,
+    grids: dict[str, Tensor] | None = None,
+    grid: dict[str, Any] | None = None,
 ) -> tuple[str, dict[str, Any], QuantizedLayer]:
     """The quantized kind of a layer, its options, and one without values, which knows what shares a scale."""
     kind, options = _kind(layer)
@@ -99,6 +106,7 @@ def _fresh(
         options |= {"input_grid": "input_scale" in (grids or {}), "output_grid": "output_scale" in (grids or {})}
     if isinstance(layer, nn.Linear) and 0 < group < layer.in_features:
         options |= {"group": group}
+    options |= grid or {}
     with torch.device("meta"):
         fresh = build(kind, options)
     if not isinstance(fresh, QuantizedLayer):
