@@ -25,6 +25,7 @@ from featherweight.techniques import (
     PruneSparseGpt,
     PruneWanda,
     PruneWeights,
+    QuantizeAware,
     QuantizeRateDistortion,
     QuantizeStatic,
     QuantizeWeights,
@@ -71,6 +72,7 @@ SETTINGS = {
         QuantizeWeights(bits=3, per_channel=False),
         QuantizeWeights(bits=2, group=5),
     ],
+    "quantize_aware": [QuantizeAware(epochs=1), QuantizeAware(bits=2, activations=3, edges=4, epochs=1, batches=1)],
     "penalize_entropy": [PenalizeEntropy(epochs=1), PenalizeEntropy(epochs=1, bits=3, rate=10.0, per_channel=True)],
     "quantize_rate_distortion": [
         QuantizeRateDistortion(batches=1),

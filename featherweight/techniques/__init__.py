@@ -15,6 +15,7 @@ from featherweight.techniques.prune_movement import PruneMovement
 from featherweight.techniques.prune_sparse_gpt import PruneSparseGpt
 from featherweight.techniques.prune_wanda import PruneWanda
 from featherweight.techniques.prune_weights import PruneWeights
+from featherweight.techniques.quantize_aware import QuantizeAware
 from featherweight.techniques.quantize_rate_distortion import QuantizeRateDistortion
 from featherweight.techniques.quantize_static import QuantizeStatic
 from featherweight.techniques.quantize_weights import QuantizeWeights
@@ -37,6 +38,7 @@ TECHNIQUES: tuple[type[Technique], ...] = (
     QuantizeWeights,
     QuantizeRateDistortion,
     PenalizeEntropy,
+    QuantizeAware,
     Distill,
     ReestimateNorms,
     RegularizeGroups,
@@ -57,6 +59,7 @@ __all__ = [
     "PruneSparseGpt",
     "PruneWanda",
     "PruneWeights",
+    "QuantizeAware",
     "QuantizeRateDistortion",
     "QuantizeStatic",
     "QuantizeWeights",

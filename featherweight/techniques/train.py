@@ -8,7 +8,7 @@ epoch draws from a seed of its own and leaves a checkpoint: a killed run continu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ def fit(
     memory: dict[str, Tensor] | None = None,
     guidance: Guidance | None = None,
     settle: float = 0.0,
+    latents: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Train the model in place on `context.data.train`, with the context's teacher, and keep the best epoch.
 
@@ -102,6 +103,7 @@ def fit(
         memory: tensors that schedule and after_backward write to in place; checkpoints hold them.
         guidance: how the teacher is followed; its soft targets, with a fixed weight, when None.
         settle: share of the epochs, the last ones, in which batch norms keep their statistics, 0 to 1.
+        latents: float weights of quantized layers by name, to start from in place of what their codes stand for.
 
     Raises:
         DataError: the training data is empty, has NaN, or its labels are out of range; or features are to be matched and
@@ -111,6 +113,10 @@ def fit(
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer) and module.codes is not None]
     for layer in layers:
         layer.thaw()
+    tensors = named_tensors(model)
+    with torch.no_grad():
+        for name, value in (latents or {}).items():
+            tensors[name].copy_(value)
     modes = [(module, module.training) for module in model.modules()]
     held = dict(_sparse_masks(model, context.sparse))
     held.update(masks if masks is not None else {})
