@@ -15,6 +15,7 @@ from featherweight.techniques import (
     TECHNIQUES,
     Distill,
     FactorRecurrent,
+    FactorTensors,
     FoldBatchNorm,
     LowRank,
     PenalizeEntropy,
@@ -66,6 +67,12 @@ SETTINGS = {
         FactorRecurrent(rank="ratio"),
         FactorRecurrent(energy=0.5, method="svd", hidden="factors"),
         FactorRecurrent(rank="spread", hidden="shared", multiple=2),
+    ],
+    "factor_tensors": [
+        FactorTensors(ratio=0.5, minimum=16),
+        FactorTensors(form="tensor_train", ratio=0.3, minimum=16),
+        FactorTensors(form="groups", ratio=0.3, groups=2, minimum=16),
+        FactorTensors(form="canonical", ratio=0.5, minimum=16),
     ],
     "quantize_weights": [
         QuantizeWeights(bits=4),

@@ -10,6 +10,7 @@ from torch import nn
 from featherweight.errors import ModelError, closest
 from featherweight.layers.attention import MultiHeadAttention
 from featherweight.layers.factored import (
+    canonical_convolution,
     depthwise_separable_convolution,
     factored_convolution,
     factored_linear,
@@ -23,6 +24,7 @@ from featherweight.layers.quantized_convolutions import QuantizedConv, Quantized
 from featherweight.layers.quantized_embedding import QuantizedEmbedding
 from featherweight.layers.recurrent import SplitRecurrent, recurrent
 from featherweight.layers.skip import Skip
+from featherweight.layers.tensorized import GroupLinear, TensorTrainEmbedding, TensorTrainLinear
 
 KINDS: dict[str, Callable[..., nn.Module]] = {
     "identity": identity,
@@ -33,6 +35,10 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "separable_convolution": separable_convolution,
     "tucker_convolution": tucker_convolution,
     "depthwise_separable_convolution": depthwise_separable_convolution,
+    "canonical_convolution": canonical_convolution,
+    "tensor_train_linear": TensorTrainLinear,
+    "tensor_train_embedding": TensorTrainEmbedding,
+    "group_linear": GroupLinear,
     "factored_lstm": FactoredLSTM,
     "factored_gru": FactoredGRU,
     "quantized_linear": QuantizedLinear,

@@ -84,3 +84,24 @@ def depthwise_separable_convolution(
         convolution(in_channels, in_channels, kernel_size, stride, padding, dilation, groups=in_channels, bias=False),
         convolution(in_channels, out_channels, ones, ones, [0] * len(kernel_size), ones, bias=bias),
     )
+
+
+def canonical_convolution(
+    in_channels: int,
+    rank: int,
+    out_channels: int,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int] | str,
+    dilation: list[int],
+    bias: bool = True,
+) -> nn.Module:
+    """Return a pointwise convolution to `rank` channels, a column and a row within each, and a pointwise one (Lebedev, 2015)."""
+    (tall, wide), (down, right), (below, beside) = kernel_size, stride, dilation
+    pads = (padding, padding) if isinstance(padding, str) else ([padding[0], 0], [0, padding[1]])
+    return nn.Sequential(
+        convolution(in_channels, rank, [1, 1], [1, 1], [0, 0], [1, 1], bias=False),
+        convolution(rank, rank, [tall, 1], [down, 1], pads[0], [below, 1], groups=rank, bias=False),
+        convolution(rank, rank, [1, wide], [1, right], pads[1], [1, beside], groups=rank, bias=False),
+        convolution(rank, out_channels, [1, 1], [1, 1], [0, 0], [1, 1], bias=bias),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from featherweight.technique import Technique
 from featherweight.techniques.distill import Distill
 from featherweight.techniques.factor_recurrent import FactorRecurrent
+from featherweight.techniques.factor_tensors import FactorTensors
 from featherweight.techniques.fold_batch_norm import FoldBatchNorm
 from featherweight.techniques.low_rank import LowRank
 from featherweight.techniques.penalize_entropy import PenalizeEntropy
@@ -30,6 +31,7 @@ TECHNIQUES: tuple[type[Technique], ...] = (
     PruneDeadUnits,
     LowRank,
     FactorRecurrent,
+    FactorTensors,
     PruneWeights,
     PruneWanda,
     PruneSparseGpt,
@@ -49,6 +51,7 @@ __all__ = [
     "TECHNIQUES",
     "Distill",
     "FactorRecurrent",
+    "FactorTensors",
     "FoldBatchNorm",
     "LowRank",
     "PenalizeEntropy",
