@@ -14,7 +14,7 @@ import statistics
 import sys
 
 import torch
-from letters import ATTRIBUTES, CLASSES, data, mlp
+from letters import ATTRIBUTES, BATCH, CLASSES, TRAINING, data, mlp
 from originals import original
 from results import keep, kept, record
 from torch import Tensor, nn
@@ -29,8 +29,7 @@ from featherweight.techniques.imitation import imitation
 from featherweight.techniques.train import Training
 
 NAME = "distillation_ensemble"
-MEMBERS, SEEDS, BATCH = 10, 3, 128
-TRAINING = Training(epochs=60, learning_rate=3e-3, weight_decay=0.1)
+MEMBERS, SEEDS = 10, 3
 MULTIPLIER, SWAP, VARIANCE = 12, 0.3, 1.0
 LEARNING = Training(epochs=60, learning_rate=1e-2, weight_decay=1e-4)
 TEMPERATURE = 1.0

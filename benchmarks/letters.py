@@ -12,15 +12,18 @@ from pathlib import Path
 
 import rdata
 import torch
-from originals import cache
+from originals import cache, original
 from torch import Tensor, nn
 
-from featherweight import Data
+from featherweight import Data, Task
 from featherweight.tasks.training import tensor_loader
+from featherweight.techniques.train import Training
 
 FILE = "usr/lib/R/site-library/mlbench/data/LetterRecognition.rda"
 CLASSES, ATTRIBUTES = 26, 16
 SPLITS = (14_000, 3_000, 3_000)  # train, validate, test: 70/15/15
+BATCH = 128
+TRAINING = Training(epochs=60, learning_rate=3e-3, weight_decay=0.1)
 
 
 def mlp() -> nn.Module:
@@ -64,3 +67,9 @@ def data(batch: int = 256) -> Data:
         validate=tensor_loader(validate, validate_labels, 3000),
         test=tensor_loader(test, test_labels, 3000),
     )
+
+
+def task(seed: int = 0) -> Task:
+    """Return the MLP, trained or read from the cache, and its data."""
+    letters = data(BATCH)
+    return Task(original("letters_mlp", seed, mlp, letters, TRAINING), letters, "mlp")

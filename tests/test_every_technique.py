@@ -13,6 +13,7 @@ from featherweight.errors import RecipeError
 from featherweight.technique import Recipe, Technique, name_of
 from featherweight.techniques import (
     TECHNIQUES,
+    BinarizeWeights,
     Distill,
     FactorRecurrent,
     FactorTensors,
@@ -33,6 +34,7 @@ from featherweight.techniques import (
     ReestimateNorms,
     RegularizeGroups,
     SeparateConvolutions,
+    TernarizeWeights,
 )
 from featherweight.testing import check_technique
 from featherweight.zoo import small_models
@@ -80,6 +82,11 @@ SETTINGS = {
         QuantizeWeights(bits=2, group=5),
     ],
     "quantize_aware": [QuantizeAware(epochs=1), QuantizeAware(bits=2, activations=3, edges=4, epochs=1, batches=1)],
+    "ternarize_weights": [TernarizeWeights(epochs=1, activations=8)],
+    "binarize_weights": [
+        BinarizeWeights(epochs=1),
+        BinarizeWeights(epochs=1, activations=1, gradient="frequency", batches=1),
+    ],
     "penalize_entropy": [PenalizeEntropy(epochs=1), PenalizeEntropy(epochs=1, bits=3, rate=10.0, per_channel=True)],
     "quantize_rate_distortion": [
         QuantizeRateDistortion(batches=1),

@@ -22,7 +22,7 @@ from featherweight.layers.signs import sign
 
 reference = torch.ops.quantized_decomposed
 _SMALLEST = 1e-8  # step
-_REACH = 2.0  # steps within which a latent weight behind a sign is moved by gradients
+_REACH = 2.0  # steps within which gradients pass a sign
 
 
 def limit(bits: int) -> int:
@@ -98,6 +98,7 @@ class QuantizedLayer(nn.Module):
         channels: number of outputs, where it is not the first dimension of the codes.
         full: whether the codes are those of `span` with one more below zero.
         input_bits: width of the grid of the inputs, 1 to 8; its codes are the first of 256.
+        input_signs: whether inputs become signs times a step, codes 0 and 2 around a zero of 1.
         gradient: of signs; a name in `signs.SURROGATES`.
     """
 
@@ -118,6 +119,7 @@ class QuantizedLayer(nn.Module):
         channels: int | None = None,
         full: bool = False,
         input_bits: int = 8,
+        input_signs: bool = False,
         gradient: str = "straight_through",
     ) -> None:
         super().__init__()
@@ -125,6 +127,7 @@ class QuantizedLayer(nn.Module):
         self.bits = bits
         self.full = full
         self.input_bits = input_bits
+        self.input_signs = input_signs
         self.gradient = gradient
         self.axes = len(shape) - 1
         self.input_grid = input_grid
@@ -167,11 +170,16 @@ class QuantizedLayer(nn.Module):
     def _on_grid(self, values: Tensor, name: str, bits: int = 8) -> Tensor:
         scale: Tensor = getattr(self, f"{name}_scale")
         zero, high = self.get_buffer(f"{name}_zero"), 2**bits - 1
+        signs = self.input_signs and name == "input"
         if self.codes is None and self.training:
             step = slowed(scale.abs().clamp_min(_SMALLEST), (values[0].numel() * high) ** -0.5)
+            if signs:
+                return sign(values / scale.detach() / _REACH, self.gradient) * step
             offset = zero.to(values.dtype) * step
             return fake_quantize(values + offset, step, 0, high, 1.0) - offset
-        if bits < 8:  # saturation of the 256 codes is all that operators of ONNX do
+        if signs:
+            values = torch.where(values < 0, -scale, scale)
+        elif bits < 8:  # saturation of the 256 codes is all that operators of ONNX do
             values = torch.minimum(values, (high - zero.to(scale.dtype)) * scale)
         codes = reference.quantize_per_tensor.tensor(values, scale, zero, 0, 255, torch.uint8)
         decoded: Tensor = reference.dequantize_per_tensor.tensor(codes, scale, zero, 0, 255, torch.uint8)
@@ -248,7 +256,7 @@ class QuantizedLinear(QuantizedLayer):
     """`nn.Linear` over integer codes `[out_features, in_features]`.
 
     With a `group` of 1 or more, each row has one scale for so many consecutive inputs: `scale [out_features, groups]`. `grid`
-    are `full`, `input_bits` and `gradient` of `QuantizedLayer`.
+    are `full`, `input_bits`, `input_signs` and `gradient` of `QuantizedLayer`.
     """
 
     def __init__(

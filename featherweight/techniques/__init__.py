@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from featherweight.technique import Technique
+from featherweight.techniques.binarize_weights import BinarizeWeights
 from featherweight.techniques.distill import Distill
 from featherweight.techniques.factor_recurrent import FactorRecurrent
 from featherweight.techniques.factor_tensors import FactorTensors
@@ -23,6 +24,7 @@ from featherweight.techniques.quantize_weights import QuantizeWeights
 from featherweight.techniques.reestimate_norms import ReestimateNorms
 from featherweight.techniques.regularize_groups import RegularizeGroups
 from featherweight.techniques.separate_convolutions import SeparateConvolutions
+from featherweight.techniques.ternarize_weights import TernarizeWeights
 
 TECHNIQUES: tuple[type[Technique], ...] = (
     FoldBatchNorm,
@@ -41,6 +43,8 @@ TECHNIQUES: tuple[type[Technique], ...] = (
     QuantizeRateDistortion,
     PenalizeEntropy,
     QuantizeAware,
+    TernarizeWeights,
+    BinarizeWeights,
     Distill,
     ReestimateNorms,
     RegularizeGroups,
@@ -49,6 +53,7 @@ TECHNIQUES: tuple[type[Technique], ...] = (
 
 __all__ = [
     "TECHNIQUES",
+    "BinarizeWeights",
     "Distill",
     "FactorRecurrent",
     "FactorTensors",
@@ -69,4 +74,5 @@ __all__ = [
     "ReestimateNorms",
     "RegularizeGroups",
     "SeparateConvolutions",
+    "TernarizeWeights",
 ]

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from featherweight.data import example_inputs, forward
 from featherweight.edits import Write
+from featherweight.errors import RecipeError
 from featherweight.layers import QuantizedLayer, SplitRecurrent
 from featherweight.modes import evaluating
 from featherweight.technique import Context, Edits
@@ -54,6 +56,9 @@ def train_quantized(model: nn.Module, context: Context, widths: Widths, training
         context: data, teacher, scope; layers left alone are recorded.
         widths: what to quantize to.
         training: how long and how.
+
+    Raises:
+        RecipeError: zeros that must stay would become signs.
     """
     yield from attention_swaps(model, context)
     yield from recurrent_swaps(model, context)
@@ -65,8 +70,13 @@ def train_quantized(model: nn.Module, context: Context, widths: Widths, training
         weight = layer.get_parameter("weight").detach().clone()
         bits = widths.edges if path in ends else widths.bits
         grid = {} if path in ends else dict(widths.grid)
-        if path in grids:
-            grid |= {} if path in ends or widths.activations == 8 else {"input_bits": widths.activations}
+        if bits == 1 and f"{path}.weight".lstrip(".") in context.sparse:
+            raise RecipeError(
+                f"the zeros of {path}.weight must stay, and binary weights have none: take ternarize_weights, which keeps them"
+            )
+        if path in grids and path not in ends and widths.activations < 8:
+            grid |= {"input_bits": widths.activations}
+            grid |= {"input_signs": True} if widths.activations == 1 and int(grids[path]["input_zero"]) else {}
         if (yield quantized_swap(path, layer, bits, True, grids.get(path), **grid)):
             latents[f"{path}.weight".lstrip(".")] = weight
     if not any(isinstance(layer, QuantizedLayer) and context.in_scope(path) for path, layer in model.named_modules()):
@@ -93,7 +103,7 @@ def _ends(model: nn.Module, context: Context) -> set[str]:
 def _input_grids(
     model: nn.Module, context: Context, found: list[tuple[str, nn.Module]], ends: set[str], widths: Widths
 ) -> dict[str, dict[str, Tensor]]:
-    """The calibrated grid of the input of each layer that can have one; the others are recorded."""
+    """The calibrated grid of the input of each layer that can have one; the others are recorded. The zero of signs is 1."""
     if not widths.activations:
         return {}
     inside = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, SplitRecurrent))
@@ -111,5 +121,7 @@ def _input_grids(
             continue
         bits = _EDGE_INPUT if path in ends else widths.activations
         scale, zero = unsigned_grid(entered[path], "mse", bits)
+        if bits == 1 and entered[path].low < 0:
+            scale, zero = entered[path].sample.abs().mean(), torch.ones_like(zero)
         grids[path] = {"input_scale": scale, "input_zero": zero}
     return grids

@@ -74,7 +74,7 @@ def quantized_swap(
             `output_zero`.
         group: inputs of a row of a linear layer that share a scale; 0 for all of them.
         scale: the steps, one for each scale of the kind; those of least squared error when None.
-        grid: options of `QuantizedLayer` that are not its defaults: `full`, `input_bits`, `gradient`.
+        grid: options of `QuantizedLayer` that are not its defaults: `full`, `input_bits`, `input_signs`, `gradient`.
     """
     grids = grids or {}
     kind, options, fresh = _fresh(layer, bits, per_channel, group, grids, grid)
