@@ -3,6 +3,7 @@
 from featherweight.allocation import allocate, gradually
 from featherweight.artifact import Artifact, load
 from featherweight.budget import Budget
+from featherweight.comparison import compare
 from featherweight.data import Data, Task
 from featherweight.inspection import measure_task as measure
 from featherweight.pipeline import compress
@@ -26,6 +27,7 @@ __all__ = [
     "Technique",
     "Verdict",
     "allocate",
+    "compare",
     "compress",
     "gradually",
     "load",

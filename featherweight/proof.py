@@ -76,7 +76,7 @@ def prove(job: Job, result: Result, trials: list[dict[str, Any]], name: str, com
         recipe=recipe_to_yaml(result.recipe),
         steps=result.steps,
         parts=loaded.bytes_by_part(),
-        layers=_layers(result.model, loaded.bytes_by_part()),
+        layers=layer_rows(result.model, loaded.bytes_by_part()),
         untouched=[{"path": item.path, "step": item.step, "reason": item.reason} for item in result.untouched],
         trials=trials,
         notes=list(job.notes),
@@ -114,7 +114,7 @@ def _fresh_score(job: Job, path: Path) -> Score:
     return measuring.score_of(lambda batch: next(parts), job.model, job.data)
 
 
-def _layers(model: nn.Module, parts: dict[str, int]) -> list[dict[str, Any]]:
+def layer_rows(model: nn.Module, parts: dict[str, int]) -> list[dict[str, Any]]:
     """One row a layer that holds tensors: kind, elements, those not zero, bits of a weight, bytes in the file."""
     owners: dict[str, list[tuple[str, Tensor]]] = {}
     for name, tensor in model.state_dict().items():

@@ -17,7 +17,7 @@ from featherweight.portable import export_graph
 from featherweight.recipe_files import describe_techniques, load_recipe
 from featherweight.techniques import TECHNIQUES
 
-COMMANDS = ("compress", "measure", "inspect", "run", "export", "verify", "list")
+COMMANDS = ("compress", "compare", "measure", "inspect", "run", "export", "verify", "list")
 COMPRESS_KEYS = {
     "file_bytes",
     "original_bytes",

@@ -33,6 +33,7 @@ from featherweight.techniques import (
     QuantizeWeights,
     ReestimateNorms,
     RegularizeGroups,
+    Reinitialize,
     SeparateConvolutions,
     TernarizeWeights,
 )
@@ -101,6 +102,7 @@ SETTINGS = {
     ],
     "fold_batch_norm": [FoldBatchNorm()],
     "reestimate_norms": [ReestimateNorms()],
+    "reinitialize": [Reinitialize()],
     "regularize_groups": [RegularizeGroups(epochs=1)],
     "separate_convolutions": [SeparateConvolutions(), SeparateConvolutions(minimum=1)],
 }

@@ -22,9 +22,9 @@ ORDER = tuple(
     re.findall(
         r"\w+",
         """
-    errors modes data synthetic scoring ensembles verdict budget layers coding costs edits masking trace graph sizes
+    errors modes data synthetic scoring significance ensembles verdict budget layers coding costs edits masking trace graph sizes
     technique scoping running techniques students recipe_files supernet portable runtimes artifact packing arrays latency
-    measurement allocation inspection search report preflight job proof pipeline compare tasks zoo testing cli
+    measurement allocation inspection search report preflight job proof pipeline comparison tasks zoo testing cli
 """,
     )
 )

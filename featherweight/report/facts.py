@@ -59,7 +59,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON types; a number that is not finite becomes None."""
-        return {"format": FORMAT, **{item.name: _plain(getattr(self, item.name)) for item in fields(self)}}
+        return {"format": FORMAT, **{item.name: plain(getattr(self, item.name)) for item in fields(self)}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
@@ -87,14 +87,14 @@ class Report:
         return cls(**facts)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return JSON types for what may hold NumPy scalars, tuples and infinities."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if not isinstance(value, bool | int | float | str) and hasattr(value, "item"):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value

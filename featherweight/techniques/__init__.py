@@ -23,6 +23,7 @@ from featherweight.techniques.quantize_static import QuantizeStatic
 from featherweight.techniques.quantize_weights import QuantizeWeights
 from featherweight.techniques.reestimate_norms import ReestimateNorms
 from featherweight.techniques.regularize_groups import RegularizeGroups
+from featherweight.techniques.reinitialize import Reinitialize
 from featherweight.techniques.separate_convolutions import SeparateConvolutions
 from featherweight.techniques.ternarize_weights import TernarizeWeights
 
@@ -48,6 +49,7 @@ TECHNIQUES: tuple[type[Technique], ...] = (
     Distill,
     ReestimateNorms,
     RegularizeGroups,
+    Reinitialize,
     SeparateConvolutions,
 )
 
@@ -73,6 +75,7 @@ __all__ = [
     "QuantizeWeights",
     "ReestimateNorms",
     "RegularizeGroups",
+    "Reinitialize",
     "SeparateConvolutions",
     "TernarizeWeights",
 ]

@@ -1,0 +1,214 @@
+"""`compare`: which technique, for this model and this budget? Every contender under the same rules, one table, one page."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featherweight import measurement as measuring
+from featherweight.budget import Budget
+from featherweight.comparison.cells import RATES, Cell, Ground, Rules
+from featherweight.comparison.contenders import BASELINES, CONTENDERS, Contender, chosen
+from featherweight.comparison.ranking import answered, ranked
+from featherweight.comparison.table import write_tables
+from featherweight.data import Task, batches, samples
+from featherweight.errors import ArtifactError, RecipeError
+from featherweight.preflight import find_device
+from featherweight.report.compared import Comparison
+from featherweight.techniques.importance import digest
+
+_ONCE = "1x"  # the budget that contenders without a strength are listed under
+_VERSIONS = ("torch", "onnxruntime", "numpy", "onnx")
+
+
+def compare(
+    task: Task | Callable[[int], Task],
+    recipes: str | Sequence[str] = "all",
+    budgets: str | Sequence[str] = ("2x", "4x", "8x", "16x"),
+    *,
+    out: str | Path,
+    seeds: int | Sequence[int] = 3,
+    epochs: int = 10,
+    tries: int = 1,
+    device: str = "cpu",
+    watts: float = 10.0,
+    name: str = "",
+    command: str = "",
+    progress: Callable[[str, float], None] = lambda message, done: None,
+) -> Comparison:
+    """Run every recipe at every budget under every seed, by the same rules, and return what was found.
+
+    Each contender sees the same data, trains the same number of epochs in all and tries the same number of learning rates;
+    one strength of it, found by halving on the bytes of the untrained file, meets the budget. Four baselines are always
+    there: the original healed as long, a small network trained from scratch, channels removed at random, weights zeroed by
+    magnitude. A finished cell lies in `OUT/cells/` and is never run again; a killed one goes on from its last epoch.
+
+    Args:
+        task: a model with its data, or a function from a seed to one, where every seed has an original of its own.
+        recipes: `"all"`, or names of contenders and paths of recipe files.
+        budgets: file sizes such as `"4x"`, `"10%"` or `"300KB"`.
+        out: the folder of cells, tables and page; continued where it exists.
+        seeds: how many, or which.
+        epochs: passes over the training data, all training steps of a recipe together.
+        tries: learning rates each contender trains with, 1 to 3; the best on validation data counts.
+        device: `"cpu"`, `"cuda"` or `"mps"`, for training.
+        watts: what a busy core is stated to take; energy is time times that where no counter can be read.
+        name: of the task in reports and commands; the task's own when missing.
+        command: how to reproduce this, for the report.
+        progress: called with a message and the share done.
+
+    Returns:
+        the facts, which also lie in `OUT/comparison.json`, with `results.csv` and, where pyarrow is there, `results.parquet`.
+
+    Raises:
+        RecipeError: a recipe is unknown or has more training steps than epochs; a number is out of range.
+        BudgetError: a budget cannot be read.
+        ArtifactError: the folder holds a comparison by other rules.
+    """
+    contenders, limits = chosen(recipes), _budgets(budgets)
+    wanted = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not wanted or epochs < 1 or not 1 <= tries <= len(RATES):
+        raise RecipeError(
+            f"compare: seeds={seeds}, epochs={epochs} must be at least 1, and tries={tries} 1 to {len(RATES)}"
+        )
+    find_device(device)
+    folder = Path(out)
+    tasks = task if callable(task) else lambda seed: task
+    label = name or (task.name if isinstance(task, Task) else getattr(task, "__name__", "task"))
+    rules = Rules(epochs, tries, device, watts, label)
+    _open(folder, rules)
+    grounds: dict[int, Ground] = {}
+    rows: list[dict[str, Any]] = []
+    cells = [cell for seed in wanted for cell in _cells(contenders, limits, seed, folder)]
+    for place, cell in enumerate(cells):
+        progress(cell.name, place / len(cells))
+        if cell.seed not in grounds:
+            grounds = {cell.seed: _ground(tasks(cell.seed), cell.seed, folder)}  # one at a time in memory
+        rows.append(cell.run(grounds[cell.seed], rules, progress))
+    originals = [json.loads(_original(folder, seed).read_text()) for seed in wanted]
+    facts = Comparison(
+        task=label,
+        command=command,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        protocol={
+            **_rules(rules),
+            "budgets": limits,
+            "seeds": wanted,
+            "splits": originals[0]["splits"],
+            **_provenance(),
+        },
+        machine=measuring.machine(),
+        contenders=[{"name": one.name, "kind": one.kind, "about": one.about} for one in contenders],
+        originals=originals,
+        rows=rows,
+    )
+    done = [cell for cell, row in zip(cells, rows, strict=True) if row["status"] == "done"]
+    scores = {(cell.contender.name, cell.budget, cell.seed): cell.samples() for cell in done}
+    facts.ranking = ranked(facts.rows, scores, {seed: _samples(folder, seed) for seed in wanted})
+    allowed = {row["budget"]: row["allowed"] for row in rows if row["budget"] != _ONCE}
+    facts.answers = answered(facts.ranking, allowed, len(wanted))
+    (folder / "comparison.json").write_text(json.dumps(facts.to_dict(), indent=1, allow_nan=False) + "\n")
+    write_tables(facts, folder)
+    return facts
+
+
+def _cells(contenders: Sequence[Contender], budgets: Sequence[str], seed: int, folder: Path) -> Iterator[Cell]:
+    for contender in contenders:
+        for budget in budgets if contender.scales else [_ONCE]:
+            yield Cell(contender, budget, seed, folder)
+
+
+def _ground(task: Task, seed: int, folder: Path) -> Ground:
+    """Return the original of a seed, described in the folder once.
+
+    Raises:
+        ArtifactError: the folder's cells are of another original.
+    """
+    ground, path = Ground(task, seed), _original(folder, seed)
+    described = {"digest": digest(ground.model).hex(), "splits": _splits(ground)}
+    if path.exists():
+        stored = json.loads(path.read_text())
+        if any(stored[name] != value for name, value in described.items()):
+            raise ArtifactError(f"{folder} compares another model or other data (seed {seed}): give another folder")
+        return ground
+    np.save(path.with_suffix(".npy"), ground.answers.score.samples.float().numpy())
+    path.write_text(json.dumps({**ground.describe(), **described}, indent=1) + "\n")
+    return ground
+
+
+def _original(folder: Path, seed: int) -> Path:
+    return folder / "cells" / f"original-{seed}.json"
+
+
+def _samples(folder: Path, seed: int) -> np.ndarray[Any, Any]:
+    return np.asarray(np.load(_original(folder, seed).with_suffix(".npy"), allow_pickle=False))
+
+
+def _splits(ground: Ground) -> dict[str, int]:
+    """Samples of each split, those of training counted in batches where its length is known."""
+    found = {}
+    for split in ("train", "calibrate", "validate", "test"):
+        loader = getattr(ground.data, split)
+        if loader is not None:
+            found[split] = sum(samples(inputs) for inputs, _ in batches(loader, split))
+    return found
+
+
+def _rules(rules: Rules) -> dict[str, Any]:
+    return {
+        "task": rules.task,
+        "epochs": rules.epochs,
+        "tries": rules.tries,
+        "device": rules.device,
+        "watts": rules.watts,
+    }
+
+
+def _open(folder: Path, rules: Rules) -> None:
+    """Make the folder, or check that it holds a comparison by the same rules.
+
+    Raises:
+        ArtifactError: it does not, or cannot be written.
+    """
+    path = folder / "cells" / "rules.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(json.dumps(_rules(rules), indent=1) + "\n")
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be used: {error}") from error
+    for name, value in _rules(rules).items():
+        if stored.get(name) != value:
+            raise ArtifactError(
+                f"{folder} holds a comparison with {name}={stored.get(name)!r}, not {value!r}: give another folder"
+            )
+
+
+def _provenance() -> dict[str, Any]:
+    """Versions of what computes, and the commit that this package was checked out at."""
+    found: dict[str, Any] = {"versions": {name: version(name) for name in _VERSIONS}}
+    git = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found | {"commit": git.stdout.strip() if git.returncode == 0 else "not from a checkout"}
+
+
+def _budgets(budgets: str | Sequence[str]) -> list[str]:
+    asked = [part.strip() for part in budgets.split(",")] if isinstance(budgets, str) else list(budgets)
+    for budget in asked:
+        Budget.parse(f"size<={budget}")
+    return list(dict.fromkeys(asked))
+
+
+__all__ = ["BASELINES", "CONTENDERS", "Comparison", "Contender", "compare"]
