@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from featherweight.edits import Write, named_tensors
 from featherweight.technique import Context, Edits, Technique
-from featherweight.techniques.train import seeded
+from featherweight.techniques.seeding import seeded
 
 
 @final
