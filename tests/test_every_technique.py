@@ -81,6 +81,7 @@ SETTINGS = {
         QuantizeWeights(bits=4),
         QuantizeWeights(bits=3, per_channel=False),
         QuantizeWeights(bits=2, group=5),
+        QuantizeWeights(bits=3, rounding="compensated", batches=1),
     ],
     "quantize_aware": [QuantizeAware(epochs=1), QuantizeAware(bits=2, activations=3, edges=4, epochs=1, batches=1)],
     "ternarize_weights": [TernarizeWeights(epochs=1, activations=8)],
@@ -94,7 +95,10 @@ SETTINGS = {
         QuantizeRateDistortion(step=0.3, sensitivity="inputs", compensate=True, per_channel=True, batches=1),
         QuantizeRateDistortion(sensitivity="none"),
     ],
-    "quantize_static": [QuantizeStatic()],
+    "quantize_static": [
+        QuantizeStatic(),
+        QuantizeStatic(range="average", weight_bits=4, rounding="compensated", batches=1),
+    ],
     "distill": [
         Distill(epochs=1),
         Distill(epochs=1, loss="dkd", mixing="learnt"),

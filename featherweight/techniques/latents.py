@@ -16,7 +16,8 @@ from featherweight.layers import QuantizedLayer, SplitRecurrent
 from featherweight.modes import evaluating
 from featherweight.technique import Context, Edits
 from featherweight.techniques.attention import attention_swaps
-from featherweight.techniques.observe import observe, unsigned_grid
+from featherweight.techniques.observe import observe
+from featherweight.techniques.ranges import unsigned_grid
 from featherweight.techniques.recurrent import recurrent_swaps
 from featherweight.techniques.swaps import COMPUTING, quantizable, quantized_swap
 from featherweight.techniques.train import Training, fit

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -32,6 +34,24 @@ LAYERS = (nn.Linear, *CONVOLUTIONS, *RECURRENT, nn.MultiheadAttention, nn.Embedd
 _VALUES = 1 << 24  # of unfolded patches held at once
 Seen = Callable[[nn.Module, str, Tensor], None]
 """Takes a layer, the attribute path of its weight, and what entered it: `[groups, n, in]`, or tokens for an embedding."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a layer's inputs, evenly spread.
+
+    Attributes:
+        most: inputs of one call at about.
+        turn: number of the call, so that others are met each time.
+    """
+
+    most: int
+    turn: int
+
+    def of(self, count: int, axes: int) -> slice:
+        """Return which places to take along each of so many axes that hold `count` inputs together."""
+        every = max(1, math.ceil((count / self.most) ** (1 / axes)))
+        return slice(self.turn % every, None, every)
 
 
 def second_moments(model: nn.Module, context: Context, paths: Iterable[str], batches: int) -> dict[str, Tensor]:
@@ -137,7 +157,7 @@ def in_call_order(model: nn.Module, context: Context) -> list[list[str]]:
     def remember(path: str) -> Callable[..., None]:
         return lambda *_: order.append(path)
 
-    with _hooked(model, {path: remember(path) for path in wanted}), evaluating(model):
+    with hooked(model, {path: remember(path) for path in wanted}), evaluating(model):
         forward(model, example_inputs(context.data, context.device))
     groups: list[tuple[list[str], set[int]]] = []
     for path in dict.fromkeys([*order, *wanted]):
@@ -181,7 +201,7 @@ def inverse_factor(moment: Tensor, damping: float) -> Tensor:
 
 
 @contextmanager
-def _hooked(model: nn.Module, hooks: dict[str, Callable[..., None]]) -> Iterator[None]:
+def hooked(model: nn.Module, hooks: dict[str, Callable[..., None]]) -> Iterator[None]:
     """Hooks before the forward of the modules at these paths; PyTorch's fused attention, which calls none, is off."""
     handles = []
     try:
@@ -194,7 +214,7 @@ def _hooked(model: nn.Module, hooks: dict[str, Callable[..., None]]) -> Iterator
             handle.remove()
 
 
-class _Enough(BaseException):
+class Enough(BaseException):
     """Ends a forward whose rest is of no interest; no `except Exception` of a user's model takes it for a failure."""
 
 
@@ -203,36 +223,48 @@ def _watch(model: nn.Module, context: Context, paths: Iterable[str], count: int,
 
     def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal calls
-        for weight, inputs in _entering(layer, args, kwargs):
+        for weight, inputs in entering(layer, args, kwargs):
             seen(layer, weight, inputs)
         calls += 1
         if calls == usual:
-            raise _Enough
+            raise Enough
 
-    with _hooked(model, dict.fromkeys(paths, hook)), evaluating(model):
+    with hooked(model, dict.fromkeys(paths, hook)), evaluating(model):
         for inputs, _ in islice(read(context.data.calibrate, "calibrate", context.device), count):
             calls = 0
-            with suppress(_Enough):
+            with suppress(Enough):
                 forward(model, inputs)
             usual = usual or calls  # as often as on the first batch, which is run to its end
 
 
-def _entering(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the attribute path of each weight of a layer and what enters it, `[groups, n, in]`, some samples at a time."""
+def entering(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], part: Part | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the attribute path of each weight of a layer and what enters it, `[groups, n, in]`, some samples at a time.
+
+    Args:
+        layer: of a type in `LAYERS`.
+        args: what it is called with.
+        kwargs: what it is called with by name.
+        part: of a linear layer or a convolution, which of its inputs; all when None.
+    """
     if isinstance(layer, nn.MultiheadAttention):
         yield from _attention_inputs(layer, args, kwargs)
     elif isinstance(layer, RECURRENT):
         given = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
         yield from recurrent_inputs(layer, given["input"], given.get("hx"))
     elif isinstance(layer, CONVOLUTIONS):
-        for patches in _patches(layer, next(tensors((args, kwargs)))):
+        for patches in _patches(layer, next(tensors((args, kwargs))), part):
             yield "weight", patches
+    elif isinstance(layer, nn.Embedding):
+        yield "weight", next(tensors((args, kwargs)))
     else:
         value = next(tensors((args, kwargs)))
-        yield "weight", value if isinstance(layer, nn.Embedding) else value.reshape(1, -1, value.shape[-1])
+        rows = value.reshape(1, -1, value.shape[-1])
+        yield "weight", rows if part is None else rows[:, part.of(rows.shape[1], 1)]
 
 
-def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, images: Tensor) -> Iterator[Tensor]:
+def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, images: Tensor, part: Part | None) -> Iterator[Tensor]:
     """Yield the unfolded inputs of a convolution, `[groups, samples * positions, in / groups * taps]`."""
     axes = len(layer.kernel_size)
     images = images if images.dim() == axes + 2 else images[None]
@@ -242,10 +274,13 @@ def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, images: Tensor) -> Iterat
     for axis in range(axes):
         reach = (layer.kernel_size[axis] - 1) * layer.dilation[axis] + 1
         windows = windows.unfold(axis + 2, reach, layer.stride[axis])[..., :: layer.dilation[axis]]
+    if part is not None:
+        places = part.of(len(windows) * math.prod(windows.shape[2 : 2 + axes]), axes)
+        windows = windows[(slice(None), slice(None), *[places] * axes)]
     step = max(1, _VALUES // max(1, windows[0].numel()))
-    for part in torch.split(windows, step):
+    for some in torch.split(windows, step):
         # [n, groups, channels, positions..., taps...]
-        by_group = part.reshape(len(part), layer.groups, -1, *part.shape[2:])
+        by_group = some.reshape(len(some), layer.groups, -1, *some.shape[2:])
         last = by_group.movedim(2, 2 + axes)  # [n, groups, positions..., channels, taps...]
         yield last.transpose(0, 1).reshape(layer.groups, -1, layer.weight[0].numel())
 

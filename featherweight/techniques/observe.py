@@ -1,7 +1,8 @@
-"""Watch what flows through layers on calibration data, and choose the range of an 8-bit grid for it."""
+"""Watch what flows through layers on calibration data: extremes, and an even sample of the values."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -15,16 +16,26 @@ from featherweight.modes import evaluating
 from featherweight.technique import Context
 
 _KEPT = 65_536  # values of each tensor kept for choosing the range
-_CANDIDATES = 60
+_MOMENTUM = 0.9  # of the moving averages
 
 
-@dataclass
+@dataclass(frozen=True)
 class Observed:
-    """Smallest and largest value that passed, and an even sample of the values, `[n]`."""
+    """What passed: smallest and largest value, their moving averages over batches, a sample of the values.
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+        sample: values, `[n]`.
+        average_low: moving average of the smallest value of a batch; `low` when None.
+        average_high: the same of the largest.
+    """
 
     low: float
     high: float
     sample: Tensor
+    average_low: float | None = None
+    average_high: float | None = None
 
 
 def observe(
@@ -66,42 +77,25 @@ def observe(
 
 def _update(seen: dict[str, Observed], path: str, value: Tensor) -> None:
     flat = value.detach().flatten().float().cpu()
-    sample = flat[:: max(1, flat.numel() // (_KEPT // 8))]
-    low, high = float(flat.min()), float(flat.max())
-    if path in seen:
-        before = seen[path]
-        sample = torch.cat([before.sample, sample])
-        if sample.numel() > _KEPT:
-            sample = sample[::2]
-        low, high = min(low, before.low), max(high, before.high)
-    seen[path] = Observed(low, high, sample)
+    sample = flat[:: _stride(flat.numel())]
+    low, high = (float(extreme) for extreme in torch.aminmax(flat))
+    if path not in seen:
+        seen[path] = Observed(low, high, sample, low, high)
+        return
+    before = seen[path]
+    sample = torch.cat([before.sample, sample])
+    if sample.numel() > _KEPT:
+        sample = sample[::2]
+    averages = [
+        _MOMENTUM * float(old or 0.0) + (1 - _MOMENTUM) * new
+        for old, new in ((before.average_low, low), (before.average_high, high))
+    ]
+    seen[path] = Observed(min(low, before.low), max(high, before.high), sample, averages[0], averages[1])
 
 
-def unsigned_grid(observed: Observed, method: str, bits: int = 8) -> tuple[Tensor, Tensor]:
-    """Return `(scale [], zero [])` of a grid of `2 ** bits` codes that holds zero exactly.
-
-    Args:
-        observed: what passed.
-        method: `"minmax"` covers everything; `"mse"` clips where that lowers the squared error on the sample.
-        bits: width of the codes, 1 to 8.
-    """
-    low, high = min(0.0, observed.low), max(0.0, observed.high)
-    if high - low < 1e-12:
-        return torch.tensor(1.0), torch.tensor(0, dtype=torch.uint8)
-    shares = [1.0] if method == "minmax" else torch.linspace(1.0, 0.3 if bits > 4 else 0.1, _CANDIDATES).tolist()
-    best = min((_error(observed.sample, low * share, high * share, bits), -share) for share in shares)
-    share = -best[1]
-    return _grid(low * share, high * share, bits)
-
-
-def _grid(low: float, high: float, bits: int) -> tuple[Tensor, Tensor]:
-    most = 2**bits - 1
-    scale = torch.tensor((high - low) / most, dtype=torch.float32)
-    zero = torch.tensor(min(most, max(0, round(-low / float(scale)))), dtype=torch.uint8)
-    return scale, zero
-
-
-def _error(sample: Tensor, low: float, high: float, bits: int) -> float:
-    scale, zero = _grid(low, high, bits)
-    codes = (sample / scale + zero).round().clamp(0, 2**bits - 1)
-    return float(((codes - zero.float()) * scale - sample).square().mean())
+def _stride(values: int) -> int:
+    """A step through so many values that shares no factor with any dimension, so that every channel and place is met."""
+    step = max(1, values // (_KEPT // 8))
+    while step > 1 and math.gcd(step, values) > 1:
+        step += 1
+    return step

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from featherweight.edits import Write, module_at
 from featherweight.errors import ModelError
 from featherweight.technique import Context, Edits, Stage, Technique, setting
+from featherweight.techniques.compensation import BLOCK, compensate
 from featherweight.techniques.moments import in_call_order, input_energy, inverse_factor, second_moments, weights_of
 from featherweight.techniques.patterns import KeepOf, Pattern, keep_of, parse_pattern
 from featherweight.techniques.scores import largest
-
-_BLOCK = 128  # columns after which the update reaches the columns behind
 
 
 @final
@@ -104,27 +103,24 @@ def pruned(weight: Tensor, gone: Tensor, moment: Tensor, ratio: float, pattern: 
         :, None
     ]  # inputs that are never there
     group = pattern.group if isinstance(pattern, KeepOf) else 0
-    step = max(group, _BLOCK // group * group) if group else _BLOCK
+    step = max(group, BLOCK // group * group) if group else BLOCK
     share = ~largest(_held_last(matrix**2 * importance, held), ratio)
-    for start in range(0, columns, step):
-        end = min(columns, start + step)
-        block, inner = matrix[..., start:end], factor[:, start:end, start:end]
-        mask = held[..., start:end].clone(memory_format=torch.contiguous_format)
-        if not group:
-            count = int(share[..., start:end].sum())
-            scores = _held_last(block**2 * importance[..., start:end], mask).flatten()
-            mask.view(-1)[scores.sort(stable=True).indices[:count]] = True
-        errors = torch.zeros_like(block)
-        for column in range(end - start):
-            if isinstance(pattern, KeepOf) and column % group == 0 and column + group <= end - start:
-                here = slice(column, column + group)
-                scores = _held_last(block[..., here] ** 2 * importance[..., start:end][..., here], mask[..., here])
-                mask[..., here] |= ~keep_of(scores.flatten(0, 1), pattern.ratio, group).reshape(scores.shape)
-            lost = torch.where(mask[..., column], block[..., column], 0.0) / inner[:, None, column, column]
-            block[..., column:] -= lost[..., None] * inner[:, None, column, column:]
-            errors[..., column] = lost
-        block.masked_fill_(mask, 0.0)
-        matrix[..., end:] -= errors @ factor[:, start:end, end:]
+    mask = held.clone()
+
+    def settle(column: int, values: Tensor) -> Tensor:
+        if column % step == 0 and not group:
+            here = slice(column, column + step)
+            block = mask[..., here].clone(memory_format=torch.contiguous_format)
+            scores = _held_last(matrix[..., here] ** 2 * importance[..., here], block).flatten()
+            block.view(-1)[scores.sort(stable=True).indices[: int(share[..., here].sum())]] = True
+            mask[..., here] = block
+        if isinstance(pattern, KeepOf) and column % group == 0 and column + group <= columns:
+            here = slice(column, column + group)
+            scores = _held_last(matrix[..., here] ** 2 * importance[..., here], mask[..., here])
+            mask[..., here] |= ~keep_of(scores.flatten(0, 1), pattern.ratio, group).reshape(scores.shape)
+        return values.masked_fill(mask[..., column], 0.0)
+
+    compensate(matrix, factor, settle, step)
     return matrix.reshape(weight.shape).to(weight.dtype)
 
 

@@ -11,16 +11,19 @@ from torch.fx import Node
 
 from featherweight.data import as_call, example_inputs
 from featherweight.errors import ModelError
-from featherweight.layers import SplitRecurrent
 from featherweight.technique import Context, Edits, Stage, Technique, setting
-from featherweight.techniques.observe import observe, unsigned_grid
-from featherweight.techniques.swaps import COMPUTING, STORING, quantizable, quantized_swap
+from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.observe import Observed, observe
+from featherweight.techniques.ranges import METHODS, unsigned_grid
+from featherweight.techniques.recurrent import recurrent_moments, recurrent_swaps
+from featherweight.techniques.sequential import inside_recurrent, sequential_swaps
+from featherweight.techniques.swaps import COMPUTING, quantizable, quantized_swap
 from featherweight.techniques.targets import first_paths
 from featherweight.trace import module_path, trace
 
 aten = torch.ops.aten
 _TRANSPARENT = {aten.relu.default, aten.relu_.default, aten.dropout.default}
-_OTHERS = "only linear and convolution layers have integer activations; quantize_weights quantizes its weights"
+_WEIGHTS_ALONE = "integer weights alone: no runtime computes it on integer activations"
 _COMPUTE = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default}
 
 
@@ -31,50 +34,63 @@ class QuantizeStatic(Technique):
 
     Where a layer's output goes, through ReLU alone, into another quantized layer, that layer's input grid serves as its
     output grid; anywhere else it gets a grid of its own, because ONNX Runtime computes integers only between two grids.
-    The network's outputs stay float.
+    The network's outputs stay float. Attention is first taken apart into linear layers. Layers that no runtime computes on
+    integer activations (recurrent ones, embeddings, transposed convolutions) get integer weights alone, and are listed.
+
+    `range`: how much of what passed a grid covers: what lowers the squared error, all, the moving average over batches, all but
+    one value in 10,000 on either side, or what keeps the distribution (Kullback-Leibler divergence). `rounding`: of the weights,
+    as in `quantize_weights`; `compensated` makes good for rounded inputs too.
 
     Paper: Jacob et al., CVPR 2018; ranges by squared error: Nagel et al., "A White Paper on Neural Network Quantization", 2021.
     Use when: speed on a CPU with integer instructions, and a file of a quarter.
-    Costs: `batches` forward passes on calibration data.
+    Costs: `batches` forward passes on calibration data; `compensated` two passes for each layer.
     """
 
     stage: ClassVar[Stage | None] = Stage.QUANTIZE
     needs: ClassVar[frozenset[str]] = frozenset({"calibrate"})
-    range: str = setting("mse", choices=("mse", "minmax"))
+    range: str = setting("mse", choices=METHODS)
     batches: int = setting(8, low=1, high=100_000)
     weight_bits: int = setting(8, low=2, high=8)
+    rounding: str = setting("nearest", choices=("nearest", "compensated"))
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
-        """Yield a Swap for each layer, with its grids."""
-        layers = _computing(model, context, self.weight_bits)
-        entered, left = observe(model, context, [path for path, _ in layers], self.batches)
-        inner = _need_output_grid(model, context, {path for path, _ in layers})
-        for path, layer in layers:
-            if path not in entered:
+        """Yield a Swap for each layer, with its grids, and before them one for each attention and recurrent layer."""
+        yield from attention_swaps(model, context)
+        known = recurrent_moments(model, context, self.batches) if self.rounding == "compensated" else {}
+        yield from recurrent_swaps(model, context)
+        layers = quantizable(model, context, self.weight_bits, per_channel=True)
+        inside = inside_recurrent(model)
+        computing = [path for path, layer in layers if isinstance(layer, COMPUTING) and not path.startswith(inside)]
+        entered, left = observe(model, context, computing, self.batches)
+        inner = _need_output_grid(model, context, set(computing))
+        grids: dict[str, dict[str, Tensor]] = {}
+        for path, _ in layers:
+            if path in entered:
+                grids[path] = self._grids(entered[path], "input")
+            elif path in computing:
                 context.leave(path, "calibration data never reached it")
-                continue
-            grids: dict[str, Tensor] = dict(
-                zip(("input_scale", "input_zero"), unsigned_grid(entered[path], self.range), strict=True)
+            elif not path.startswith(inside):
+                context.leave(path, _WEIGHTS_ALONE)
+            if path in entered and path in inner:
+                grids[path] |= self._grids(left[path], "output")
+        for path in filter(context.in_scope, (one.removesuffix(".") for one in inside)):
+            context.leave(path, _WEIGHTS_ALONE)
+        layers = [(path, layer) for path, layer in layers if path in grids or path not in computing]
+        if self.rounding == "compensated":
+            yield from sequential_swaps(
+                model, context, layers, self.weight_bits, True, self.batches, grids=grids, known=known
             )
-            if path in inner:
-                grids |= zip(("output_scale", "output_zero"), unsigned_grid(left[path], self.range), strict=True)
-            yield quantized_swap(path, layer, self.weight_bits, True, grids)
+            return
+        for path, layer in layers:
+            yield quantized_swap(path, layer, self.weight_bits, True, grids.get(path))
 
     def mildest(self) -> Technique:
         """Return the default, 8 bits."""
         return QuantizeStatic()
 
-
-def _computing(model: nn.Module, context: Context, bits: int) -> list[tuple[str, nn.Module]]:
-    """The linear and convolution layers that take activations; the others are recorded."""
-    split = [path for path, module in model.named_modules() if isinstance(module, SplitRecurrent)]
-    inside = [f"{path}.".lstrip(".") for path in split]
-    for path, _ in context.targets(model, *STORING, nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention):
-        context.leave(path, _OTHERS)
-    for path in filter(context.in_scope, split):
-        context.leave(path, _OTHERS)
-    found = quantizable(model, context, bits, per_channel=True, types=COMPUTING)
-    return [(path, layer) for path, layer in found if not path.startswith(tuple(inside))]
+    def _grids(self, observed: Observed, side: str) -> dict[str, Tensor]:
+        """The grid of what entered a layer, or of what left one, under the names of the kind's buffers."""
+        return dict(zip((f"{side}_scale", f"{side}_zero"), unsigned_grid(observed, self.range), strict=True))
 
 
 def _need_output_grid(model: nn.Module, context: Context, quantized: set[str]) -> set[str]:

@@ -9,7 +9,8 @@ from torch import nn
 
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.attention import attention_swaps
-from featherweight.techniques.recurrent import recurrent_swaps
+from featherweight.techniques.recurrent import recurrent_moments, recurrent_swaps
+from featherweight.techniques.sequential import sequential_swaps
 from featherweight.techniques.swaps import quantizable, quantized_swap
 
 
@@ -19,27 +20,46 @@ class QuantizeWeights(Technique):
     """Store the weights of every layer that has a matrix as integers; activations stay float.
 
     These are linear layers, convolutions, transposed ones too, embeddings (a scale a row), attention and recurrent layers;
-    the last two are first taken apart into linear layers. The step is the one with the least squared error. Follow it with
-    `distill` for quantization-aware training. `group` gives every so many consecutive inputs of a row of a linear layer a
-    scale of their own, whatever `per_channel` says, for 2 and 3 bits; it costs 32 bits in memory and about 12 in the file for each.
+    the last two are first taken apart into linear layers. `group` gives every so many consecutive inputs of a row of a linear
+    layer a scale of their own, whatever `per_channel` says, for 2 and 3 bits; it costs 32 bits in memory and about 12 in the
+    file for each.
 
-    Paper: Gholami et al., "A Survey of Quantization Methods for Efficient Neural Network Inference", 2021; groups: Frantar
-        et al., "GPTQ", ICLR 2023.
-    Use when: bytes on disk matter more than speed.
-    Costs: one pass over each tensor; at 4 bits and below heal afterwards.
+    `rounding`: `nearest` takes the step with the least squared error, and needs no data; `compensated` goes through the layers in
+    the order of their calls and finds the codes, scales and bias of each that keep its outputs on calibration data, given what
+    reaches it through the layers before. Follow it with `distill` for quantization-aware training.
+
+    Paper: Frantar et al., "GPTQ", ICLR 2023, with act-order; Li et al., "GPTAQ", ICML 2025; Behdin et al., "QuantEase", 2023;
+        Gholami et al., "A Survey of Quantization Methods for Efficient Neural Network Inference", 2021.
+    Use when: bytes on disk matter more than speed; `compensated` wherever there is calibration data and nothing is trained after.
+    Costs: one pass over each tensor; `compensated` two passes over `batches` calibration batches for each layer, and a few
+        matrices `[in, in]` in float64.
     """
 
     stage: ClassVar[Stage | None] = Stage.QUANTIZE
     bits: int = setting(4, low=2, high=8)
     per_channel: bool = setting(True)
     group: int = setting(0, low=0, high=100_000)
+    rounding: str = setting("nearest", choices=("nearest", "compensated"))
+    batches: int = setting(8, low=1, high=100_000)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Calibration data, where rounding is compensated."""
+        return frozenset({"calibrate"} if self.rounding == "compensated" else ())
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap for each layer, and before them one for each attention and recurrent layer."""
-        yield from attention_swaps(model, context)
-        yield from recurrent_swaps(model, context)
         per_channel = self.per_channel or self.group > 0
-        for path, layer in quantizable(model, context, self.bits, per_channel, self.group):
+        yield from attention_swaps(model, context)
+        known = recurrent_moments(model, context, self.batches) if self.rounding == "compensated" else {}
+        yield from recurrent_swaps(model, context)
+        layers = quantizable(model, context, self.bits, per_channel, self.group)
+        if self.rounding == "compensated":
+            yield from sequential_swaps(
+                model, context, layers, self.bits, per_channel, self.batches, self.group, known=known
+            )
+            return
+        for path, layer in layers:
             yield quantized_swap(path, layer, self.bits, per_channel, group=self.group)
 
     def mildest(self) -> Technique:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from featherweight.edits import Swap
 from featherweight.technique import Context, Edits
+from featherweight.techniques.moments import moments
+from featherweight.techniques.paired import Pair
 from featherweight.techniques.wholes import holder, taken_apart
 
 _OWNERS = {"ih": "incoming", "hh": "hidden", "hr": "projection"}
@@ -57,6 +59,29 @@ def recurrent_swap(path: str, layer: nn.RNNBase) -> Swap:
         options["proj_size"] = tensors["weight_hr_l0"].shape[0]
     state: dict[str, Tensor] = {new: tensors[old].detach() for new, old in _names(layer).items()}
     return Swap(path, "recurrent", options, state)
+
+
+def recurrent_moments(model: nn.Module, context: Context, count: int) -> dict[str, Pair]:
+    """Return the moments of what enters each matrix of the recurrent layers in scope, by the path it has once taken apart.
+
+    Args:
+        model: with its recurrent layers whole.
+        context: gives scope and calibration data.
+        count: calibration batches to read.
+
+    Raises:
+        DataError: there is no calibration data.
+    """
+    found: dict[str, Pair] = {}
+    layers = dict(context.targets(model, nn.LSTM, nn.GRU, nn.RNN))
+    seen = moments(model, context, layers, count) if layers else {}
+    for path, layer in layers.items():
+        for new, old in _names(layer).items():
+            name = f"{path}.{old}".lstrip(".")
+            if name in seen:
+                mean, second = seen[name]
+                found[f"{path}.{new}".lstrip(".").rpartition(".")[0]] = Pair(mean, mean, second, second)
+    return found
 
 
 def _names(layer: nn.RNNBase) -> dict[str, str]:

@@ -41,7 +41,7 @@ def quantizable(
     """
     found: list[tuple[str, nn.Module]] = []
     for path, layer in untied(model, context, *types):
-        weight, scales = layer.get_parameter("weight"), _fresh(layer, bits, per_channel, group)[2].scale.numel()
+        weight, scales = layer.get_parameter("weight"), fresh_kind(layer, bits, per_channel, group)[2].scale.numel()
         if getattr(layer, "padding_mode", "zeros") != "zeros":
             context.leave(path, f"padding mode {layer.padding_mode!r} is not quantized")
         elif getattr(layer, "max_norm", None) is not None:
@@ -61,6 +61,8 @@ def quantized_swap(
     grids: dict[str, Tensor] | None = None,
     group: int = 0,
     scale: Tensor | None = None,
+    codes: Tensor | None = None,
+    bias: Tensor | None = None,
     **grid: Any,
 ) -> Swap:
     """Return the Swap of a layer by its quantized kind.
@@ -74,21 +76,24 @@ def quantized_swap(
             `output_zero`.
         group: inputs of a row of a linear layer that share a scale; 0 for all of them.
         scale: the steps, one for each scale of the kind; those of least squared error when None.
+        codes: shaped like the weight; the nearest when None.
+        bias: of a layer that has one, another in its place.
         grid: options of `QuantizedLayer` that are not its defaults: `full`, `input_bits`, `input_signs`, `gradient`.
     """
     grids = grids or {}
-    kind, options, fresh = _fresh(layer, bits, per_channel, group, grids, grid)
+    kind, options, fresh = fresh_kind(layer, bits, per_channel, group, grids, grid)
     weight = layer.get_parameter("weight").detach()
     if scale is None:
         scale = grid_scale(fresh.rows(weight), bits, per_channel=True, full=fresh.full).reshape(fresh.scale.shape)
-    state = {"codes": fresh.nearest(weight / fresh.steps(scale)).to(torch.int8), "scale": scale, **grids}
-    bias = getattr(layer, "bias", None)
-    if isinstance(bias, Tensor):
-        state["bias"] = round_together(bias.detach(), significant_bits(bits))
+    codes = fresh.nearest(weight / fresh.steps(scale)) if codes is None else codes.to(weight.device)
+    state = {"codes": codes.to(torch.int8), "scale": scale.to(weight.device), **grids}
+    own = getattr(layer, "bias", None)
+    if isinstance(own, Tensor):
+        state["bias"] = round_together(own.detach() if bias is None else bias.to(own), significant_bits(bits))
     return Swap(path, kind, options, state)
 
 
-def _fresh(
+def fresh_kind(
     layer: nn.Module,
     bits: int,
     per_channel: bool,
@@ -96,7 +101,7 @@ def _fresh(
     grids: dict[str, Tensor] | None = None,
     grid: dict[str, Any] | None = None,
 ) -> tuple[str, dict[str, Any], QuantizedLayer]:
-    """The quantized kind of a layer, its options, and one without values, which knows what shares a scale."""
+    """Return the quantized kind of a layer, its options, and one without values, which knows what shares a scale."""
     kind, options = _kind(layer)
     options |= {"bits": bits}
     if not isinstance(layer, nn.Embedding):

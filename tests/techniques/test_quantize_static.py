@@ -12,7 +12,7 @@ from featherweight.running import run
 from featherweight.runtimes.onnxruntime import Session, audit
 from featherweight.technique import Context, Recipe
 from featherweight.techniques import FoldBatchNorm, QuantizeStatic
-from featherweight.techniques.observe import Observed, observe, unsigned_grid
+from featherweight.techniques.observe import observe
 from featherweight.techniques.recurrent import recurrent_swap
 from featherweight.zoo import small_models
 
@@ -25,31 +25,6 @@ def quantize(task, *before, **settings):
 
 def signal_to_noise(wanted, given):
     return float(10 * torch.log10(wanted.square().sum() / (wanted - given).square().sum()))
-
-
-@pytest.mark.parametrize("method", ["mse", "minmax"])
-@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 6.0), (2.0, 6.0), (-5.0, -1.0), (0.0, 0.0)])
-def test_a_grid_holds_zero_exactly(low, high, method):
-    sample = torch.linspace(low, high, 1001)
-    scale, zero = unsigned_grid(Observed(low, high, sample), method)
-    assert scale.dtype == torch.float32
-    assert scale.shape == zero.shape == ()
-    assert zero.dtype == torch.uint8
-    codes = (torch.zeros(1) / scale + zero).round().clamp(0, 255)
-    assert ((codes - zero.float()) * scale).item() == 0.0
-
-
-def test_minmax_by_hand():
-    scale, zero = unsigned_grid(Observed(-51.0, 204.0, torch.zeros(1)), "minmax")
-    assert scale.item() == 1.0
-    assert zero.item() == 51
-
-
-def test_squared_error_clips_an_outlier():
-    sample = torch.cat([torch.rand(10_000, generator=torch.Generator().manual_seed(0)), torch.tensor([2.0])])
-    clipped, _ = unsigned_grid(Observed(0.0, 2.0, sample), "mse")
-    whole, _ = unsigned_grid(Observed(0.0, 2.0, sample), "minmax")
-    assert clipped < whole
 
 
 def test_observation_sees_ranges_and_leaves_no_hook():
@@ -142,7 +117,7 @@ def test_a_layer_called_by_keyword():
     assert [edit.path for edit in edits] == ["fc"]
 
 
-def test_layers_without_integer_activations_are_left_with_one_reason():
+def test_layers_without_integer_activations_get_integer_weights_and_are_listed():
     """Whole, and where an earlier step has taken them apart into linear layers."""
     inputs = torch.randn(4, 3, 12, generator=torch.Generator().manual_seed(0))
 
@@ -159,14 +134,13 @@ def test_layers_without_integer_activations_are_left_with_one_reason():
             return self.head(self.up(self.attention(steps, steps, steps)[0]))
 
     data = Data(example=inputs[:1], calibrate=[inputs])
-    context = Context(data=data)
-    _, edits = run(QuantizeStatic(), Mixed().eval(), context)
-    assert [edit.path for edit in edits] == ["head"]
-    assert {u.path for u in context.untouched} == {"gru", "attention", "up"}
-    assert {"quantize_weights" in u.reason for u in context.untouched} == {True}
     apart = Mixed().eval()
     apply(apart, recurrent_swap("gru", apart.gru))
-    again = Context(data=data)
-    _, edits = run(QuantizeStatic(), apart, again)
-    assert [edit.path for edit in edits] == ["head"]
-    assert {u.path for u in again.untouched} == {"gru", "attention", "up"}
+    for model in (Mixed().eval(), apart):
+        context = Context(data=data)
+        output, _ = run(QuantizeStatic(), model, context)
+        grids = {path: layer.input_grid for path, layer in output.named_modules() if isinstance(layer, QuantizedLayer)}
+        parts = dict.fromkeys((f"attention.{part}" for part in ("query", "key", "value", "out")), True)
+        assert grids == {"gru.incoming.0": False, "gru.hidden.0": False, **parts, "up": False, "head": True}
+        assert {u.path for u in context.untouched} == {"gru", "up"}
+        assert {"integer weights alone" in u.reason for u in context.untouched} == {True}

@@ -1,0 +1,198 @@
+"""Post-training quantization beside NNCF, ONNX Runtime and torchao: the same networks, the same calibration samples.
+
+    FEATHERWEIGHT_DATA=../shared/data python benchmarks/quantization_ptq.py [resnet20 vgg19 lstm minilm mlp efficientnet]
+
+Needs the extras `bench`, `openvino` and `ao`. Batch norms are folded before anyone quantizes; nothing is trained and no label is
+read. `int8` is weights and activations, static; of the LSTM, whose activations no runtime here takes as integers, weights.
+Ours runs in ONNX Runtime from its exported graph. Peers, as their documentation has them: `nncf.quantize` on the OpenVINO model
+(for MiniLM both with and without `model_type=TRANSFORMER`), run by OpenVINO; `quantize_static` of ONNX Runtime with QUInt8
+activations and QInt8 weights per channel (of the LSTM `quantize_dynamic`, which has a kernel for it); torchao's PT2E with
+`X86InductorQuantizer`, which has nothing for an LSTM. `w4` is weights alone, ours. A cell that is done is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import cifar
+import efficientnet
+import letters
+import sentiment
+import speech
+import torch
+from ptq_peers import PEERS, nncf
+from results import keep, kept, record
+from torch import Tensor, nn
+
+from featherweight import Context, Recipe, Task
+from featherweight.coding import encode_tensor
+from featherweight.data import batches, forward
+from featherweight.layers import QuantizedLayer
+from featherweight.portable import assemble, export_graph
+from featherweight.running import run
+from featherweight.runtimes.onnxruntime import Session
+from featherweight.technique import Technique
+from featherweight.techniques import FoldBatchNorm, QuantizeStatic, QuantizeWeights
+
+NAME = "quantization_ptq"
+NETWORKS: dict[str, Callable[[], Task]] = {
+    "resnet20": lambda: cifar.task("resnet20"),
+    "vgg19": lambda: cifar.task("vgg19"),
+    "lstm": speech.task,
+    "minilm": sentiment.task,
+    "mlp": letters.task,
+    "efficientnet": efficientnet.task,
+}
+SAMPLES = {"resnet20": 1024, "vgg19": 512, "lstm": 600, "minilm": 256, "mlp": 1000, "efficientnet": 100}
+OURS: dict[str, Technique] = {
+    "int8": QuantizeStatic(batches=1000, rounding="compensated"),
+    "w4": QuantizeWeights(batches=1000, rounding="compensated"),
+}
+Cell = dict[str, Any]
+
+
+class Bench:
+    """One network, folded, with as many calibration samples as it gets, and the cells that are measured."""
+
+    def __init__(self, name: str) -> None:
+        task, self.name = NETWORKS[name](), name
+        read, some = 0, list[Any]()
+        for inputs, _ in task.data.calibrate or ():
+            if read < SAMPLES[name]:
+                parts = inputs if isinstance(inputs, tuple) else (inputs,)
+                parts = tuple(part[: SAMPLES[name] - read] for part in parts)
+                some.append((parts if isinstance(inputs, tuple) else parts[0], None))
+                read += len(parts[0])
+        self.data = dataclasses.replace(task.data, calibrate=some)
+        self.model = run(FoldBatchNorm(), task.model.eval(), Context(data=self.data)).model
+        self.labels = torch.cat([target for _, target in batches(self.data.test, "test")])
+        self.cells: dict[str, Cell] = kept(NAME).get(name, {})
+        with torch.no_grad():
+            self.wanted = torch.cat([forward(self.model, inputs) for inputs, _ in batches(self.data.test, "test")])
+
+    def measure(self) -> dict[str, Cell]:
+        """Measure what is missing, and return all cells."""
+        self._cell("original", lambda: (self.wanted, {}))
+        for way, technique in OURS.items():
+            self._cell(f"ours {way}", lambda technique=technique: self._ours(technique))
+        for peer, logits in PEERS.items():
+            self._cell(peer, lambda logits=logits: (logits(self.model, self.data, SAMPLES[self.name]), {}))
+        if self.name == "minilm":
+            self._cell("nncf transformer", lambda: (nncf(self.model, self.data, SAMPLES[self.name], True), {}))
+        return self.cells
+
+    def _cell(self, key: str, make: Callable[[], tuple[Tensor, Cell]]) -> None:
+        if key in self.cells:
+            return
+        started = time.process_time()
+        try:
+            given, more = make()
+        except NotImplementedError as error:
+            cell: Cell = {"unsupported": str(error)}
+        else:
+            hits = given.argmax(1) == self.labels
+            gap = (given - self.wanted).double().square().sum()
+            quality = 10 * math.log10(float(self.wanted.double().square().sum() / gap)) if gap else None
+            cell = {"accuracy": 100 * float(hits.double().mean()), "sqnr_db": quality, "cpu_seconds": 0.0, **more}
+            cell["cpu_seconds"] = round(time.process_time() - started, 1)
+            cell["hits"] = "".join("01"[hit] for hit in hits.tolist())
+        self.cells[key] = cell
+        keep(NAME, {**kept(NAME), self.name: self.cells})
+        sys.stderr.write(f"{self.name} {key}: { {name: value for name, value in cell.items() if name != 'hits'} }\n")
+
+    def _ours(self, technique: Technique) -> tuple[Tensor, Cell]:
+        context = Context(data=self.data)
+        model, _ = run(technique, self.model, context)
+        session = Session(assemble(export_graph(model, self.data), model.state_dict()))
+        found = [torch.from_numpy(session.run(inputs)[0]) for inputs, _ in batches(self.data.test, "test")]
+        return torch.cat(found), {"recipe": str(Recipe((FoldBatchNorm(), technique))), **stored(model)}
+
+
+def stored(model: nn.Module) -> Cell:
+    """Return bits a weight of the codes as they are in a file, and the bytes of scales and biases beside them."""
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantizedLayer) and layer.codes is not None]
+    codes = sum(layer.codes.numel() for layer in layers)
+    beside = [value for layer in layers for name, value in layer.state_dict().items() if name != "codes"]
+    return {
+        "codes": codes,
+        "bits": 8 * sum(len(encode_tensor(layer.codes)) for layer in layers) / max(1, codes),
+        "bytes_beside": sum(len(encode_tensor(value)) for value in beside),
+    }
+
+
+def paired(first: Cell, second: Cell) -> tuple[float, float]:
+    """Return by how many points the first is more accurate, and half its 95 % interval, over the same samples."""
+    difference = [int(a) - int(b) for a, b in zip(first["hits"], second["hits"], strict=True)]
+    mean = sum(difference) / len(difference)
+    variance = sum((value - mean) ** 2 for value in difference) / (len(difference) - 1)
+    return 100 * mean, 196 * math.sqrt(variance / len(difference))
+
+
+def rows(name: str, cells: dict[str, Cell]) -> None:
+    """Write the rows of one network."""
+    original = cells["original"]
+    details = {key: {field: value for field, value in cell.items() if field != "hits"} for key, cell in cells.items()}
+    count = len(original["hits"])
+    for way in OURS:
+        ours = cells[f"ours {way}"]
+        lost, margin = paired(original, ours)
+        note = (
+            f"test accuracy {original['accuracy']:.2f} to {ours['accuracy']:.2f}, {lost:+.2f} +- {margin:.2f} points lost (paired, 95 %), "
+            f"SQNR of the logits {ours['sqnr_db']:.1f} dB, n = {count}; {ours['recipe']}; {SAMPLES[name]} samples calibrate; codes take "
+            f"{ours['bits']:.3f} bits a weight in the file, scales and biases {ours['bytes_beside']:,} bytes beside; ONNX Runtime"
+        )
+        record(NAME, f"quantization.{name}.{way}.drop", round(lost, 3), 1, note)
+    ours, peers = (
+        cells["ours int8"],
+        {peer: cell for peer, cell in cells.items() if peer not in ("original", "ours int8", "ours w4")},
+    )
+    able = {peer: cell for peer, cell in peers.items() if "hits" in cell}
+    best = max(able, key=lambda peer: (able[peer]["accuracy"], able[peer]["sqnr_db"]))
+    points, margin = paired(ours, able[best])
+    closest = max(able, key=lambda peer: able[peer]["sqnr_db"])
+    decibels = ours["sqnr_db"] - able[closest]["sqnr_db"]
+    tie = abs(points) <= margin
+    table = "; ".join(
+        f"{peer} {cell['accuracy']:.2f} %, {cell['sqnr_db']:.1f} dB"
+        if "hits" in cell
+        else f"{peer}: {cell['unsupported']}"
+        for peer, cell in {"ours": ours, **peers}.items()
+    )
+    told = (
+        f"dB over {closest}, since accuracies tie (against {best}, the most accurate, {points:+.2f} +- {margin:.2f} points, paired, 95 %)"
+        if tie
+        else f"points over {best} (+- {margin:.2f}, paired, 95 %)"
+    )
+    record(
+        NAME,
+        f"quantization.{name}.over_peers",
+        round(decibels if tie else points, 3),
+        1,
+        f"{told}; n = {count}; {table}",
+        details,
+    )
+
+
+def main() -> None:
+    """Measure the networks asked for, and write their rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=" ".join(NETWORKS))
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    for name in parser.parse_args().networks:
+        rows(name, Bench(name).measure())
+    done = {name: cells["ours w4"]["bits"] for name, cells in kept(NAME).items() if "ours w4" in cells}
+    each = ", ".join(f"{name} {bits:.3f}" for name, bits in done.items())
+    note = f"the largest of {each}; the codes of all quantized layers as they are in the file, scales apart"
+    record(NAME, "quantization.bits.w4", round(max(done.values()), 3), 1, note)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Quantize layers one after the other, each on what reaches it through those before, towards the original's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.edits import private_copy
+from featherweight.layers import SplitRecurrent
+from featherweight.technique import Context, Edits
+from featherweight.techniques.compensated_rounding import fitted
+from featherweight.techniques.paired import Pair, paired_moments, waves
+from featherweight.techniques.swaps import COMPUTING, fresh_kind, quantized_swap
+
+Grids = dict[str, Tensor]
+
+
+def sequential_swaps(
+    model: nn.Module,
+    context: Context,
+    layers: Sequence[tuple[str, nn.Module]],
+    bits: int,
+    per_channel: bool,
+    count: int,
+    group: int = 0,
+    grids: Mapping[str, Grids] | None = None,
+    known: Mapping[str, Pair] | None = None,
+) -> Edits:
+    """Yield a Swap for each layer by its quantized kind, in the order in which they are called.
+
+    Args:
+        model: the model as it stands; it is read when each Swap is asked for.
+        context: calibration data, and what is sparse.
+        layers: `(path, layer)`; those without inputs to be watched (embeddings, transposed convolutions) get the nearest codes.
+        bits: width of the codes.
+        per_channel: one scale for each output channel, or one in all.
+        count: calibration batches to read for each layer.
+        group: inputs of a row of a linear layer that share a scale; 0 for all of them.
+        grids: of activations, by path, as `quantized_swap` takes them.
+        known: moments that are known already, by path: of the matrices of recurrent layers, which are read off.
+    """
+    grids, known = grids or {}, known or {}
+    original, _ = private_copy(model)
+    by_path = dict(layers)
+    inside = inside_recurrent(model)
+    watched = [path for path, layer in layers if isinstance(layer, COMPUTING) and not path.startswith(inside)]
+    for wave in [[path] for path in by_path if path not in watched] + waves(model, context, watched):
+        entered = {
+            path: (grids[path]["input_scale"], grids[path]["input_zero"])
+            for path in wave
+            if "input_scale" in grids.get(path, {})
+        }
+        together = [path for path in wave if path in watched]
+        pairs = paired_moments(original, model, context, together, count, entered) if together else {}
+        for path in wave:
+            layer, pair = by_path.pop(path), pairs.get(path) or known.get(path)
+            if pair is None or not bool(torch.isfinite(pair.second).all()):
+                yield quantized_swap(path, layer, bits, per_channel, grids.get(path), group)
+                continue
+            fresh = fresh_kind(layer, bits, per_channel, group, grids.get(path))[2]
+            found = fitted(layer, fresh, pair, f"{path}.weight".lstrip(".") in context.sparse)
+            yield quantized_swap(
+                path, layer, bits, per_channel, grids.get(path), group, found.scale, found.codes, found.bias
+            )
+    for path, layer in by_path.items():  # the example does not reach them
+        yield quantized_swap(path, layer, bits, per_channel, grids.get(path), group)
+
+
+def inside_recurrent(model: nn.Module) -> tuple[str, ...]:
+    """Return the beginnings of the paths of layers whose matrices are read off, and which meet no inputs."""
+    return tuple(f"{path}.".lstrip(".") for path, module in model.named_modules() if isinstance(module, SplitRecurrent))
