@@ -77,13 +77,8 @@ def _squared_error(observed: Observed, low: float, high: float, most: int) -> tu
         gap = on_grid(observed.sample, _grid(*ends, most), most) - observed.sample
         return float(gap.double().square().mean())
 
-    best = min(
-        (
-            (low * share, high * share)
-            for share in torch.linspace(1.0, _LEAST if most > 15 else _LEAST / 3, _SHARES).tolist()
-        ),
-        key=cost,
-    )
+    shares = torch.linspace(1.0, _LEAST if most > 15 else _LEAST / 3, _SHARES).tolist()
+    best = min(((low * share, high * share) for share in shares), key=cost)
     for reach in _REACHES:
         factors = (1 + reach * torch.linspace(-1, 1, _MOVES)).tolist()
         best = min((best, *((best[0] * factor, best[1]) for factor in factors)), key=cost)
