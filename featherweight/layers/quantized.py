@@ -67,8 +67,31 @@ def slowed(values: Tensor, factor: float) -> Tensor:
     return values * factor + (values - values * factor).detach()
 
 
-def fake_quantize(values: Tensor, scale: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
-    """Round `values / scale` to the integers `low..high` and scale back; straight-through gradients (LSQ, 2020).
+class _FakeQuantize(torch.autograd.Function):
+    """One pass each way over what can be large activations, where a chain of operators would make ten."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, scale: Tensor, zero: Tensor | float, low: int, high: int, gradient_scale: float
+    ) -> Tensor:
+        places = values / scale + zero
+        codes = places.clamp(low, high).round_()
+        ctx.save_for_backward(places, codes)
+        ctx.zero, ctx.range, ctx.slower, ctx.shape = zero, (low, high), gradient_scale, scale.shape
+        return (codes - zero).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (places, codes), (low, high) = gradients, ctx.saved_tensors, ctx.range
+        inside = gradient * ((places >= low) & (places <= high))
+        moved = (codes - ctx.zero).mul_(gradient).sub_((places - ctx.zero).mul_(inside))
+        return inside, moved.sum_to_size(ctx.shape) * ctx.slower, None, None, None, None
+
+
+def fake_quantize(
+    values: Tensor, scale: Tensor, low: int, high: int, gradient_scale: float, zero: Tensor | float = 0.0
+) -> Tensor:
+    """Round `values / scale + zero` to the integers `low..high` and scale back; straight-through gradients (LSQ, 2020).
 
     Args:
         values: any shape.
@@ -76,10 +99,10 @@ def fake_quantize(values: Tensor, scale: Tensor, low: int, high: int, gradient_s
         low: smallest code.
         high: largest code.
         gradient_scale: factor on the gradient of the scale, `1 / sqrt(n * high)` in the paper.
+        zero: code that stands for 0.
     """
-    step = slowed(scale, gradient_scale)
-    position = (values / step).clamp(low, high)
-    return ((position.round() - position).detach() + position) * step
+    rounded: Tensor = _FakeQuantize.apply(values, scale, zero, low, high, gradient_scale)  # type: ignore[no-untyped-call]
+    return rounded
 
 
 class QuantizedLayer(nn.Module):
@@ -172,11 +195,10 @@ class QuantizedLayer(nn.Module):
         zero, high = self.get_buffer(f"{name}_zero"), 2**bits - 1
         signs = self.input_signs and name == "input"
         if self.codes is None and self.training:
-            step = slowed(scale.abs().clamp_min(_SMALLEST), (values[0].numel() * high) ** -0.5)
+            step, slower = scale.abs().clamp_min(_SMALLEST), (values[0].numel() * high) ** -0.5
             if signs:
-                return sign(values / scale.detach() / _REACH, self.gradient) * step
-            offset = zero.to(values.dtype) * step
-            return fake_quantize(values + offset, step, 0, high, 1.0) - offset
+                return sign(values / scale.detach() / _REACH, self.gradient) * slowed(step, slower)
+            return fake_quantize(values, step, 0, high, slower, zero.to(values.dtype))
         if signs:
             values = torch.where(values < 0, -scale, scale)
         elif bits < 8:  # saturation of the 256 codes is all that operators of ONNX do
@@ -225,7 +247,7 @@ class QuantizedLayer(nn.Module):
             delattr(self, name)
             self.register_buffer(name, value)
         del self.weight
-        self.codes = codes.to(torch.int8)
+        self.codes = codes.to(torch.int8).contiguous()
 
     def _rounded(self) -> tuple[Tensor, Tensor]:
         """The codes, as floats, and the scale that the trained latents stand for.

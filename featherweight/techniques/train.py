@@ -114,9 +114,8 @@ def fit(
     for layer in layers:
         layer.thaw()
     tensors = named_tensors(model)
-    with torch.no_grad():
-        for name, value in (latents or {}).items():
-            tensors[name].copy_(value)
+    for name, value in (latents or {}).items():
+        tensors[name].data = value.clone()  # channels-last where it was
     modes = [(module, module.training) for module in model.modules()]
     held = dict(_sparse_masks(model, context.sparse))
     held.update(masks if masks is not None else {})
