@@ -44,6 +44,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/lowrank_sweep.py
 	$(BIN)/python benchmarks/lowrank_vgg19.py
 	$(BIN)/python benchmarks/lstm_combined.py
+	$(BIN)/python benchmarks/quantization_qat.py
 	$(BIN)/python benchmarks/bytes_coder.py
 	$(BIN)/python benchmarks/bytes_open.py
 	$(BIN)/python benchmarks/bytes_rdoq.py

@@ -27,14 +27,13 @@ import letters
 import sentiment
 import speech
 import torch
+from codes import stored
 from ptq_peers import PEERS, nncf
 from results import keep, kept, record
-from torch import Tensor, nn
+from torch import Tensor
 
 from featherweight import Context, Recipe, Task
-from featherweight.coding import encode_tensor
 from featherweight.data import batches, forward
-from featherweight.layers import QuantizedLayer
 from featherweight.portable import assemble, export_graph
 from featherweight.running import run
 from featherweight.runtimes.onnxruntime import Session
@@ -113,18 +112,6 @@ class Bench:
         session = Session(assemble(export_graph(model, self.data), model.state_dict()))
         found = [torch.from_numpy(session.run(inputs)[0]) for inputs, _ in batches(self.data.test, "test")]
         return torch.cat(found), {"recipe": str(Recipe((FoldBatchNorm(), technique))), **stored(model)}
-
-
-def stored(model: nn.Module) -> Cell:
-    """Return bits a weight of the codes as they are in a file, and the bytes of scales and biases beside them."""
-    layers = [layer for layer in model.modules() if isinstance(layer, QuantizedLayer) and layer.codes is not None]
-    codes = sum(layer.codes.numel() for layer in layers)
-    beside = [value for layer in layers for name, value in layer.state_dict().items() if name != "codes"]
-    return {
-        "codes": codes,
-        "bits": 8 * sum(len(encode_tensor(layer.codes)) for layer in layers) / max(1, codes),
-        "bytes_beside": sum(len(encode_tensor(value)) for value in beside),
-    }
 
 
 def paired(first: Cell, second: Cell) -> tuple[float, float]:

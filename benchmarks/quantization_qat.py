@@ -1,0 +1,186 @@
+"""Quantization-aware training at 4, 2, 1.6 and 1 bits a weight, and with 4-bit inputs: accuracy lost, bits in the file.
+
+    FEATHERWEIGHT_DATA=../shared/data python benchmarks/quantization_qat.py [NETWORK [SCHEME [SEED]]]
+
+Without arguments every cell that is missing is measured, the first seed of everything before the second. Accuracy is that of the
+saved file in ONNX Runtime. A killed cell goes on from its last epoch. Needs the extra `bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import cifar
+import letters
+import sentiment
+import speech
+import torch
+from codes import stored
+from originals import cache
+from results import keep, kept, record
+from torch import Tensor
+
+import featherweight
+from featherweight import Context, Task, run
+from featherweight.artifact import package
+from featherweight.costs import original_bytes
+from featherweight.data import batches, forward
+from featherweight.portable import export_graph
+from featherweight.technique import Technique
+from featherweight.techniques import BinarizeWeights, QuantizeAware, TernarizeWeights
+
+NAME = "quantization_qat"
+NETWORKS: dict[str, Callable[[int], Task]] = {
+    "mlp": letters.task,
+    "lstm": speech.task,
+    "resnet20": lambda _: cifar.task("resnet20"),  # one original for all seeds
+    "minilm": lambda _: sentiment.task(),
+    "vgg19": lambda _: cifar.task("vgg19"),
+}
+SEEDS = {"mlp": 3, "lstm": 3, "resnet20": 3, "minilm": 1, "vgg19": 1}
+SCHEMES: dict[str, Technique] = {
+    "qat_w4": QuantizeAware(bits=4),
+    "qat_w4a4": QuantizeAware(bits=4, activations=4),
+    "qat_w2": QuantizeAware(bits=2),
+    "ternary": TernarizeWeights(),
+    "binary": BinarizeWeights(gradient="polynomial"),
+}
+MUST = {"qat_w4": 0.3, "qat_w4a4": 0.5, "qat_w2": 2.0}
+EPOCHS = {
+    "mlp": (15, 15, 15, 15, 15),
+    "lstm": (3, 6, 8, 8, 10),
+    "resnet20": (1, 2, 3, 3, 5),
+    "minilm": (1, 1, 2, 2, 3),
+    "vgg19": (1, 1, 1, 1, 2),
+}
+RATES = {"mlp": 1e-3, "lstm": 1e-3, "resnet20": 1e-3, "minilm": 1e-4, "vgg19": 5e-4}
+WIDTHS = {
+    "qat_w4": 4,
+    "qat_w4a4": 4,
+    "qat_w2": 2,
+    "ternary": 2,
+    "binary": 1,
+}  # of all layers but the first and the last
+
+
+def technique(network: str, scheme: str) -> Technique:
+    """Return what a cell runs."""
+    epochs = EPOCHS[network][list(SCHEMES).index(scheme)]
+    return replace(SCHEMES[scheme], epochs=epochs, learning_rate=RATES[network])  # type: ignore[call-arg]
+
+
+def measured(network: str, scheme: str, seed: int) -> dict[str, Any]:
+    """Train one cell and return what its file gives."""
+    made, started = NETWORKS[network](seed), time.process_time()
+    model = made.model.to(memory_format=torch.channels_last) if network == "vgg19" else made.model
+    place = cache() / f"{NAME}-{network}-{scheme}-{seed}"
+    context = Context(data=made.data, teacher=model, seed=seed, workspace=place.with_suffix(".run"), report=_say)
+    small, edits = run(technique(network, scheme), model, context)
+    seconds = time.process_time() - started
+    size = package(small, edits, {}, export_graph(small, made.data)).save(place.with_suffix(".fw"))
+    artifact = featherweight.load(place.with_suffix(".fw"))
+    wanted, given, right, kept_right = [], [], [], []
+    for inputs, labels in batches(made.data.test, "test"):
+        with torch.no_grad():
+            wanted.append(forward(model.eval(), inputs))
+        given.append(torch.from_numpy(artifact.run(inputs)[0]))
+        right.append(wanted[-1].argmax(1) == labels)
+        kept_right.append(given[-1].argmax(1) == labels)
+    lost = torch.cat(right).double() - torch.cat(kept_right).double()
+    shutil.rmtree(place.with_suffix(".run"), ignore_errors=True)
+    return {
+        "original": 100 * float(torch.cat(right).double().mean()),
+        "quantized": 100 * float(torch.cat(kept_right).double().mean()),
+        "drop": 100 * float(lost.mean()),
+        "margin": 196 * float(lost.std()) / math.sqrt(len(lost)),  # half the paired 95 % interval over the samples
+        "samples": len(lost),
+        "sqnr_db": sqnr(torch.cat(wanted), torch.cat(given)),
+        "bytes": size,
+        "ratio": original_bytes(made.model) / size,
+        "technique": str(technique(network, scheme)),
+        "untouched": sorted({f"{left.path}: {left.reason}" for left in context.untouched}),
+        "cpu_seconds": round(seconds),
+        "inner_bits": stored(small, WIDTHS[scheme])["bits"],
+        **stored(small),
+    }
+
+
+def sqnr(wanted: Tensor, given: Tensor) -> float:
+    """Return the signal to noise ratio of logits in dB."""
+    noise = (given - wanted).double().square().sum()
+    return 10 * math.log10(float(wanted.double().square().sum() / noise)) if noise else 200.0
+
+
+def row(network: str, scheme: str, cells: list[dict[str, Any]]) -> None:
+    """Write the row of one network and scheme over the seeds that are done."""
+    drops = [cell["drop"] for cell in cells]
+    mean, quality = statistics.mean(drops), min(cell["sqnr_db"] for cell in cells)
+    spread = statistics.stdev(drops) if len(drops) > 1 else None
+    # Student's 97.5 % quantiles; with one seed the interval is over the test samples
+    margin = cells[0]["margin"] if spread is None else {2: 12.71, 3: 4.303}[len(drops)] * spread / math.sqrt(len(drops))
+    must = MUST.get(scheme)
+    met = must is None or mean <= must or (abs(mean) <= margin and quality >= 25)
+    told = ", ".join(f"{cell['original']:.2f} to {cell['quantized']:.2f}" for cell in cells)
+    verdict = "" if must is None else f"; {'met' if met else 'NOT met'} (at most {must:g})"
+    left = sorted({reason for cell in cells for reason in cell["untouched"]})
+    note = (
+        f"test accuracy by seed {told} (n = {cells[0]['samples']}), {mean:+.2f} +- {margin:.2f} points lost (95 %), SQNR of the logits "
+        f"{quality:.1f} dB{verdict}; {cells[0]['technique']}; codes {max(cell['inner_bits'] for cell in cells):.3f} bits a weight "
+        f"({max(cell['bits'] for cell in cells):.3f} with the first and the last layer), file "
+        f"{min(cell['ratio'] for cell in cells):.1f} times smaller" + (f"; left: {'; '.join(left)}" if left else "")
+    )
+    record(NAME, f"quantization.{network}.{scheme}.drop", round(mean, 3), len(cells), note, cells)
+
+
+def bits_row(done: dict[str, Any]) -> None:
+    """Write the row of the ternary codes' bits; edges of 8 bits do not count."""
+    rows = {key: cell["inner_bits"] for key, cell in done.items() if "/ternary/" in key}
+    if rows:
+        worst = max(rows, key=rows.__getitem__)
+        note = f"the largest of {len(rows)} trained networks ({worst}); all layers but the first and the last, which have 8 bits"
+        record(NAME, "quantization.bits.ternary", round(rows[worst], 4), len(rows), note, rows)
+
+
+def main() -> None:
+    """Measure the cells asked for, and write the rows of all that are done."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("network", nargs="?", choices=NETWORKS)
+    parser.add_argument("scheme", nargs="?", choices=SCHEMES)
+    parser.add_argument("seed", nargs="?", type=int)
+    asked = parser.parse_args()
+    for seed in range(max(SEEDS.values())):
+        for network in NETWORKS:
+            for scheme in SCHEMES:
+                key, wanted = f"{network}/{scheme}/{seed}", (asked.network, asked.scheme, asked.seed)
+                fits = all(a is None or a == b for a, b in zip(wanted, (network, scheme, seed), strict=True))
+                if seed < SEEDS[network] and fits and key not in kept(NAME):
+                    cell = measured(network, scheme, seed)
+                    keep(NAME, {**kept(NAME), key: {name: _rounded(value) for name, value in cell.items()}})
+                    _say(f"{key}: {cell}", 1.0)
+    done = kept(NAME)
+    for network in NETWORKS:
+        for scheme in SCHEMES if asked.network in (None, network) else ():
+            cells = [done[key] for seed in range(3) if (key := f"{network}/{scheme}/{seed}") in done]
+            if cells:
+                row(network, scheme, cells)
+    bits_row(done)
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _say(message: str, share: float) -> None:
+    sys.stderr.write(f"{message} {share:.0%}\n")
+
+
+if __name__ == "__main__":
+    main()
