@@ -23,7 +23,7 @@ ORDER = tuple(
         r"\w+",
         """
     errors modes data synthetic scoring significance ensembles verdict budget layers coding costs edits masking trace graph sizes
-    technique scoping running techniques students recipe_files supernet portable runtimes artifact packing arrays latency
+    technique scoping running techniques students selection recipe_files supernet portable runtimes artifact packing arrays latency
     measurement allocation inspection search report preflight job proof pipeline comparison tasks zoo testing cli
 """,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import zlib
 
+from featherweight.coding.varint import Bytes
 from featherweight.errors import ArtifactError
 
 _STORED, _DEFLATE, _LZMA = range(3)
@@ -28,7 +29,7 @@ def deflate(data: bytes, dictionary: bytes = b"") -> bytes:
     return min(candidates, key=len)
 
 
-def inflate(data: bytes, limit: int, dictionary: bytes = b"") -> bytes:
+def inflate(data: Bytes, limit: int, dictionary: bytes = b"") -> bytes:
     """Return what `deflate` was given.
 
     Args:
@@ -42,13 +43,13 @@ def inflate(data: bytes, limit: int, dictionary: bytes = b"") -> bytes:
     way, body = data[:1], data[1:]
     try:
         if way == bytes([_STORED]):
-            plain = body
+            plain = bytes(body)
         elif way == bytes([_DEFLATE]):
             plain = _inflate_deflate(body, limit, dictionary)
         elif way == bytes([_LZMA]):
             plain = _inflate_lzma(body, limit)
         else:
-            raise ArtifactError(f"compressed section: unknown way {way!r}")
+            raise ArtifactError(f"compressed section: unknown way {bytes(way)!r}")
     except (zlib.error, lzma.LZMAError, EOFError) as error:
         raise ArtifactError(f"compressed section: damaged ({error})") from error
     if len(plain) > limit:
@@ -56,13 +57,13 @@ def inflate(data: bytes, limit: int, dictionary: bytes = b"") -> bytes:
     return plain
 
 
-def _inflate_deflate(body: bytes, limit: int, dictionary: bytes) -> bytes:
+def _inflate_deflate(body: Bytes, limit: int, dictionary: bytes) -> bytes:
     coder = zlib.decompressobj(_WINDOW_BITS, dictionary[-32768:])
     plain = coder.decompress(body, limit + 1)
     return _whole(plain, limit, coder.eof and not coder.unused_data)
 
 
-def _inflate_lzma(body: bytes, limit: int) -> bytes:
+def _inflate_lzma(body: Bytes, limit: int) -> bytes:
     coder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS)
     plain = coder.decompress(body, limit + 1)
     return _whole(plain, limit, coder.eof and not coder.unused_data)

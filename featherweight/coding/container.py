@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
-from featherweight.coding.varint import Reader, varint
+from featherweight.coding.varint import Bytes, Reader, varint
 from featherweight.errors import ArtifactError
 
 MAGIC = b"FW"
@@ -36,8 +36,8 @@ def pack(sections: Sequence[bytes]) -> bytes:
     return body + zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big")
 
 
-def unpack(data: bytes, source: str) -> list[bytes]:
-    """Return the sections of a file that `pack` wrote.
+def unpack(data: bytes, source: str) -> list[memoryview]:
+    """Return views of the sections of a file that `pack` wrote.
 
     Args:
         data: the whole file.
@@ -58,8 +58,8 @@ def unpack(data: bytes, source: str) -> list[bytes]:
     return [part for part, _ in parts]
 
 
-def section(data: bytes, place: int, source: str) -> bytes:
-    """Return one section of a file that `pack` wrote, without a look at the others.
+def section(data: bytes, place: int, source: str) -> memoryview:
+    """Return a view of one section of a file that `pack` wrote, without a look at the others.
 
     Args:
         data: the whole file.
@@ -86,7 +86,7 @@ def _table(data: bytes, source: str) -> tuple[Reader, list[int]]:
         raise ArtifactError(f"{source}: not a Featherweight file (it begins with {data[:4]!r}, not {MAGIC!r})")
     if len(data) < _SHORTEST:
         raise ArtifactError(f"{source}: cut short, {len(data)} bytes where at least {_SHORTEST} are expected")
-    reader = Reader(data[:-_CHECKSUM_BYTES], source)
+    reader = Reader(memoryview(data)[:-_CHECKSUM_BYTES], source)
     reader.take(len(MAGIC))
     version = reader.byte()
     if version != VERSION:
@@ -105,7 +105,7 @@ def _own_bytes(length: int) -> int:
     return _OWN_BYTES if length >= LONG else 0
 
 
-def _own(part: bytes) -> bytes:
+def _own(part: Bytes) -> bytes:
     return (zlib.crc32(part) & 0xFFFF).to_bytes(_OWN_BYTES, "big")
 
 

@@ -280,7 +280,8 @@ def decode_neighbours(
     plan = Plan.unpack(reader, size, usual)
     stream = reader.rest()
     symbols = np.zeros((rows, columns), np.int32)
-    data = np.frombuffer(stream + b"\0\0", np.uint8).copy()
+    data = np.zeros(len(stream) + 2, np.uint8)
+    data[: len(stream)] = np.frombuffer(stream, np.uint8)
     run(scan, PARTS, 2, plan.arguments(symbols, data, len(stream), False), fast)
     symbols += np.int32(plan.centre)
     return symbols

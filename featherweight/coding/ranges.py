@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.coding.fixed import Floats
+from featherweight.coding.varint import Bytes
 from featherweight.errors import ArtifactError
 
 Symbols = NDArray[np.int32]
@@ -38,8 +39,8 @@ class Decoder:
     Wrong bytes give wrong symbols, or an `ArtifactError`; the count of symbols is always the one asked for.
     """
 
-    def __init__(self, data: bytes) -> None:
-        padded = data + bytes(8 - len(data) % 4)  # the zeros that the encoder dropped
+    def __init__(self, data: Bytes) -> None:
+        padded = bytes(data) + bytes(8 - len(data) % 4)  # the zeros that the encoder dropped
         self._coder = queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
 
     def alike(self, count: int, weights: Floats) -> Symbols:

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from featherweight.coding.adaptive import decode_adaptive, encode_adaptive
 from featherweight.coding.neighbours import LARGEST_ALPHABET as _LARGEST_NEIGHBOURS
 from featherweight.coding.neighbours import MOST_COLUMNS, decode_neighbours, encode_neighbours, plans
-from featherweight.coding.varint import Reader, framed, signed_varint, varint
+from featherweight.coding.varint import Bytes, Reader, framed, signed_varint, varint
 from featherweight.errors import ArtifactError
 
 LIMIT = 1 << 28
@@ -54,7 +54,7 @@ def encode_symbols(symbols: NDArray[np.integer], period: int = 1) -> bytes:
     return min(_candidates(symbols, _MOST_NESTING, period), key=len)
 
 
-def decode_symbols(data: bytes, shape: tuple[int, int], dtype: DTypeLike = np.int32) -> NDArray[np.integer]:
+def decode_symbols(data: Bytes, shape: tuple[int, int], dtype: DTypeLike = np.int32) -> NDArray[np.integer]:
     """Read a matrix that `encode_symbols` wrote.
 
     Args:

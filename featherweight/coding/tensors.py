@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featherweight.coding.symbols import LIMIT, decode_symbols, encode_symbols
-from featherweight.coding.varint import Reader, framed, signed_varint
+from featherweight.coding.varint import Bytes, Reader, framed, signed_varint
 from featherweight.errors import ArtifactError
 
 _SYMBOLS, _PLANES, _MASKED, _MULTIPLES = range(4)
@@ -61,7 +61,7 @@ def encode_tensor(tensor: Tensor) -> bytes:
     return min(candidates, key=len)
 
 
-def decode_tensor(data: bytes, dtype: torch.dtype, shape: Sequence[int], limit: int = LIMIT) -> Tensor:
+def decode_tensor(data: Bytes, dtype: torch.dtype, shape: Sequence[int], limit: int = LIMIT) -> Tensor:
     """Read a tensor that `encode_tensor` wrote.
 
     Args:
@@ -144,7 +144,7 @@ def _decode_planes(reader: Reader, matrix: tuple[int, int], width: int) -> NDArr
     return np.ascontiguousarray(np.stack(planes, 1).astype(np.uint8))
 
 
-def _decode_integers(data: bytes, dtype: torch.dtype, matrix: tuple[int, int]) -> Tensor:
+def _decode_integers(data: Bytes, dtype: torch.dtype, matrix: tuple[int, int]) -> Tensor:
     if dtype == torch.bool:
         values = decode_symbols(data, matrix, np.uint8)
         if values.max(initial=0) > 1:

@@ -9,6 +9,9 @@ from featherweight.errors import ArtifactError
 
 _LONGEST = 10
 
+Bytes = bytes | memoryview
+"""What is read from: a file's bytes, or a view of a part of them."""
+
 
 def varint(number: int) -> bytes:
     """Write a number in [0, 2**70) as 1 to 10 bytes.
@@ -44,12 +47,12 @@ class Reader:
         what: what they are, for messages.
     """
 
-    def __init__(self, data: bytes, what: str) -> None:
-        self.data = data
+    def __init__(self, data: Bytes, what: str) -> None:
+        self.data = memoryview(data)  # slices of it are no copies
         self.what = what
         self.position = 0
 
-    def take(self, count: int) -> bytes:
+    def take(self, count: int) -> memoryview:
         """Return the next `count` bytes.
 
         Raises:
@@ -66,7 +69,7 @@ class Reader:
         """Return how many bytes are not read yet."""
         return len(self.data) - self.position
 
-    def rest(self) -> bytes:
+    def rest(self) -> memoryview:
         """Return all bytes not read yet."""
         return self.take(self.left())
 
@@ -95,7 +98,7 @@ class Reader:
         number = self.varint(2 * most)
         return number // 2 if number % 2 == 0 else -(number + 1) // 2
 
-    def framed(self) -> bytes:
+    def framed(self) -> memoryview:
         """Return the next section that has its length in front."""
         return self.take(self.varint(len(self.data)))
 
