@@ -27,6 +27,7 @@ from torch._decomp.decompositions import lstm_impl
 
 from featherweight.data import Data, Inputs, as_call, example_inputs
 from featherweight.errors import ArtifactError, ExportError
+from featherweight.integer_graph import shaped
 from featherweight.layers.quantized import reference
 from featherweight.modes import evaluating
 
@@ -112,7 +113,8 @@ def assemble(graph: Graph, state: Mapping[str, Tensor]) -> bytes:
         value = table[int(number)]
         tensor = state[value] if kind == _WEIGHT else value
         initializer.CopyFrom(numpy_helper.from_array(tensor.detach().cpu().contiguous().numpy(), initializer.name))
-    return bytes(model.SerializeToString())
+    sources = {f"{_WEIGHT}{place}": name for place, name in enumerate(graph.weights)}
+    return bytes(shaped(model, sources).SerializeToString())
 
 
 def _program(model: nn.Module, inputs: Inputs, data: Data) -> torch.export.ExportedProgram:

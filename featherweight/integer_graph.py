@@ -1,0 +1,180 @@
+"""Shape an ONNX graph of QuantizeLinear and DequantizeLinear so that runtimes find their integer kernels in it.
+
+A runtime computes integers where it recognises a pattern: codes that are multiplied as soon as they are decoded, sums whose
+operands are both decoded. Only standard operators are written, so that every runtime reads the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+_JOINS = frozenset({"Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"})
+"""Operators that runtimes compute with integers if all they read is decoded."""
+_LAYERS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN"})
+"""Operators of layers; their second input is the weight."""
+_DECODE, _ENCODE = "DequantizeLinear", "QuantizeLinear"
+Array = np.ndarray[Any, Any]
+
+
+def shaped(model: onnx.ModelProto, sources: Mapping[str, str]) -> onnx.ModelProto:
+    """Return the model with its integer patterns laid open, and each node of a layer named by the layer's path.
+
+    Args:
+        model: whole, weights included.
+        sources: state-dict name of each initializer that is a weight.
+    """
+    whole = ir.from_proto(model)
+    graph = whole.graph
+    if any(node.op_type == _DECODE for node in graph):
+        for step in (_turn_codes, _join_grids, _share_grids, _round_biases):
+            for node in list(graph):
+                step(graph, node)
+        graph.sort()
+        passes.RemoveUnusedNodesPass()(whole)
+    _name_layers(graph, sources)
+    return ir.to_proto(whole)
+
+
+def layers(model: onnx.ModelProto) -> dict[str, bool]:
+    """Return the paths of a model's layers, and whether they ask for integers: weight and input both come decoded."""
+    makers = {name: node.op_type for node in model.graph.node for name in node.output}
+    return {
+        node.name: all(makers.get(name) == _DECODE for name in node.input[:2])
+        for node in model.graph.node
+        if node.name and node.op_type in _LAYERS
+    }
+
+
+def _turn_codes(graph: ir.Graph, node: ir.Node) -> None:
+    """Transpose codes instead of what is decoded from them, so that decoding and multiplying stand side by side."""
+    decoding = _decoded(node.inputs[0]) if node.op_type == "Transpose" else None
+    codes = None if decoding is None else _array(decoding.inputs[0])
+    if decoding is None or codes is None:
+        return
+    order = list(node.attributes.get_ints("perm", list(range(codes.ndim))[::-1]))
+    name = f"{_name(decoding.inputs[0])}.{''.join(map(str, order))}"
+    turned = _constant(graph, name, codes.transpose(order))
+    axis = order.index(decoding.attributes.get_int("axis", 1))
+    _become(graph, node, ir.node(_DECODE, [turned, *decoding.inputs[1:]], attributes={"axis": axis}))
+
+
+def _join_grids(graph: ir.Graph, node: ir.Node) -> None:
+    """Round a value once where two layers round it on equal grids."""
+    value = node.inputs[0] if node.op_type == _ENCODE else None
+    if value is None:
+        return
+    first = next(user for user, _ in value.uses() if user.op_type == _ENCODE)
+    if first is not node and _grid(first) == _grid(node):
+        ir.convenience.replace_all_uses_with(node.outputs[0], first.outputs[0])
+        graph.remove(node, safe=True)
+
+
+def _share_grids(graph: ir.Graph, node: ir.Node) -> None:
+    """Let sums and pools read the rounded form of a value that is rounded for a layer anyway.
+
+    So a residual sum has decoded operands on both sides, and no float copy of the value is kept.
+    """
+    value = node.inputs[0] if node.op_type == _ENCODE else None
+    if value is None or sum(user.op_type == _ENCODE for user, _ in value.uses()) != 1:
+        return
+    decodings = [user for user, _ in node.outputs[0].uses() if user.op_type == _DECODE]
+    for user, place in list(value.uses()):
+        if decodings and user.op_type in _JOINS:
+            user.replace_input_with(place, decodings[0].outputs[0])
+
+
+def _round_biases(graph: ir.Graph, node: ir.Node) -> None:
+    """Round the bias of a Gemm to the steps of its products, 32 bits wide, and write zeros out: integer kernels want both."""
+    if node.op_type != "Gemm" or len(node.inputs) < 3:
+        return
+    entering, weight, bias = (_decoded(node.inputs[0]), _decoded(node.inputs[1]), _array(node.inputs[2]))
+    if entering is None or weight is None or bias is None:
+        return
+    codes, scale, step = _array(weight.inputs[0]), _array(weight.inputs[1]), _array(entering.inputs[1])
+    if codes is None or scale is None or step is None:
+        return
+    product = np.atleast_1d(step.astype(np.float64) * scale).astype(np.float32)
+    whole = np.round(bias / product.astype(np.float64))
+    if np.abs(whole).max(initial=0) >= 2**31:
+        return
+    axis = weight.attributes.get_int("axis", 1)
+    for place, array, steps, along in ((1, codes, scale, axis), (2, whole.astype(np.int32), product, 0)):
+        name = _name(node.inputs[place])
+        parts = {"whole": array, "step": steps, "zero": np.zeros(steps.shape, array.dtype)}
+        inputs = [_constant(graph, f"{name}.{part}", value) for part, value in parts.items()]
+        decoding = ir.node(_DECODE, inputs, attributes={"axis": along})
+        graph.insert_before(node, decoding)
+        node.replace_input_with(place, decoding.outputs[0])
+
+
+def _name_layers(graph: ir.Graph, sources: Mapping[str, str]) -> None:
+    """Name the node of each layer by the path of the module whose tensors it reads."""
+    origins: dict[ir.Value, list[list[str]]] = {}
+    for name, value in graph.initializers.items():
+        source = sources.get(name.partition(".")[0])
+        origins[value] = [] if source is None else [source.split(".")[:-1]]
+    taken: dict[str, int] = {}
+    for node in graph:
+        inputs = [value for value in node.inputs if value is not None]
+        if all(value in origins for value in inputs):
+            origin = [path for value in inputs for path in origins[value]]
+            origins.update(dict.fromkeys(node.outputs, origin))
+        elif node.op_type in _LAYERS:
+            read = [path for value in inputs[1:] for path in origins.get(value, ())]
+            if read:
+                path = _shared(read)
+                taken[path] = taken.get(path, 0) + 1
+                node.name = path if taken[path] == 1 else f"{path}#{taken[path]}"
+
+
+def _shared(paths: list[list[str]]) -> str:
+    """The longest path that all begin with; a model that is one layer is called `model`."""
+    first, *rest = paths
+    for other in rest:
+        while other[: len(first)] != first:
+            first = first[:-1]
+    return ".".join(first) or "model"
+
+
+def _become(graph: ir.Graph, node: ir.Node, made: ir.Node) -> None:
+    """Put a node in another's place."""
+    graph.insert_before(node, made)
+    old, new = node.outputs[0], made.outputs[0]
+    new.name, new.shape, new.type = f"{old.name}_", old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, new)
+    graph.remove(node, safe=True)
+
+
+def _decoded(value: ir.Value | None) -> ir.Node | None:
+    """What decodes a value, if it comes from codes."""
+    producer = value.producer() if value is not None else None
+    return producer if producer is not None and producer.op_type == _DECODE else None
+
+
+def _array(value: ir.Value | None) -> Array | None:
+    return None if value is None or value.const_value is None else np.asarray(value.const_value.numpy())
+
+
+def _grid(node: ir.Node) -> list[bytes | None]:
+    arrays = [_array(value) for value in node.inputs[1:]]
+    return [None if array is None else array.tobytes() for array in arrays]
+
+
+def _name(value: ir.Value | None) -> str:
+    return str(value.name) if value is not None else ""
+
+
+def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    if name not in graph.initializers:
+        value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+        graph.register_initializer(value)
+    return graph.initializers[name]
+
+
+__all__ = ["layers", "shaped"]
