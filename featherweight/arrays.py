@@ -10,6 +10,7 @@ import numpy as np
 
 from featherweight.artifact import Artifact
 from featherweight.errors import DataError
+from featherweight.runtimes.protocol import by_name
 
 Array = np.ndarray[Any, Any]
 
@@ -40,7 +41,7 @@ def run_batched(artifact: Artifact, inputs: Any, batch: int) -> tuple[list[str],
     Raises:
         DataError: there is no sample, the inputs differ in their number, or do not fit the model.
     """
-    named = artifact.session().feeds(inputs)
+    named = by_name(artifact.session().inputs, inputs)
     counts = {name: value.shape[0] if value.ndim else 0 for name, value in named.items()}
     samples = next(iter(counts.values()))
     if not samples or len(set(counts.values())) > 1:

@@ -242,6 +242,12 @@ def compare_(
 def measure(
     subject: Annotated[str, typer.Argument(metavar="TASK|MODEL.fw", help="What to measure.")],
     task: Annotated[str | None, typer.Option(help="For a file: the task whose test data gives the score.")] = None,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="For a file: where it runs, or [b]auto[/b] for the fastest installed; see [b]list runtimes[/b]."
+        ),
+    ] = "onnxruntime",
     as_json: AsJson = False,
 ) -> None:
     """Measure a task's original model, or a file: bytes, parameters, MACs, latency, and the score."""
@@ -249,7 +255,7 @@ def measure(
     from featherweight.tasks import find_task
 
     if subject.endswith(".fw"):
-        facts = measure_file(Path(subject), find_task(task) if task is not None else None)
+        facts = measure_file(Path(subject), find_task(task) if task is not None else None, runtime)
     else:
         found = find_task(subject)
         facts = measure_task(found.model, found.data)
@@ -296,14 +302,16 @@ def export(
     file: FileName,
     to: Annotated[str, typer.Option(help="A runtime's format; see [b]list runtimes[/b].")] = "onnx",
     out: Annotated[Path, typer.Option(help="Folder for the exported files.")] = Path("exported"),
+    task: Annotated[
+        str | None, typer.Option(help="The task it was made from: its class and data, to compare on.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export a file to another runtime's format."""
-    from featherweight.artifact import load
-    from featherweight.runtimes import find_format
+    """Export a file to a runtime's format, check that it computes the same, and show how it computes each layer."""
+    from featherweight.inspection import export_file
+    from featherweight.tasks import find_task
 
-    written = find_format(to)(load(file).onnx_bytes(), out)
-    _show({"file": str(written), "file_bytes": written.stat().st_size}, str(file), as_json)
+    _show(export_file(file, to, out, find_task(task) if task is not None else None), str(file), as_json)
 
 
 @app.command()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from featherweight import measurement as measuring
+from featherweight.agreement import expected_outputs
 from featherweight.artifact import Artifact, load
-from featherweight.data import Data, Task, complete
+from featherweight.data import Data, Inputs, Task, batches, complete, example_inputs
+from featherweight.delivery import Delivery, candidates, deliver, deliveries, first_sample, timed
 from featherweight.edits import to_json
 from featherweight.errors import ExportError
-from featherweight.latency import interleaved, latencies, one_thread
-from featherweight.portable import assemble, export_graph
-from featherweight.runtimes.onnxruntime import audit
+from featherweight.latency import latencies
+from featherweight.portable import assemble, export_graph, export_program
+from featherweight.runtimes import Subject, find_format
+from featherweight.runtimes.onnxruntime import Session, audit
 from featherweight.scoring import evaluate
 
 
@@ -53,30 +58,90 @@ def measure_task(model: nn.Module, data: Data) -> dict[str, Any]:
     }
 
 
-def measure_file(path: Path, task: Task | None = None) -> dict[str, Any]:
-    """Return a file's bytes, its facts and its latency on one sample of noise; with a task, its test score too.
+def measure_file(path: Path, task: Task | None = None, runtime: str = "onnxruntime") -> dict[str, Any]:
+    """Return a file's bytes, its facts and its latency on one sample; with a task, its test score too.
+
+    Args:
+        path: the file.
+        task: whose class and data it was made from; without it, noise is the sample.
+        runtime: a name of `runtimes.RUNTIMES`, or `auto` for those that are installed, timed in turn.
 
     Raises:
         ArtifactError: the file is damaged or holds no graph.
         DataError: the task's inputs do not fit the file.
+        ExportError: the runtime is unknown or missing, cannot express the model, or disagrees with it.
     """
     artifact: Artifact = load(path)
-    feeds = noise(artifact)
-    with one_thread():
-        timed = interleaved({"onnxruntime": lambda: artifact.run(feeds)})
+    found = delivered(artifact, task, runtime)
     facts = inspect_artifact(artifact)
     kept: dict[str, Any] = {
         key: facts[key] for key in ("file_bytes", "original_bytes", "parameters", "nonzero", "macs") if key in facts
     }
-    found: dict[str, Any] = dict(kept)
-    found |= {
-        "latency": {"onnxruntime": timed["onnxruntime"].to_dict()},
+    made: dict[str, Any] = dict(kept)
+    made |= {
+        "fastest": found[0].runtime,
+        "latency": {item.runtime: item.latency.to_dict() for item in found if item.latency is not None},
+        "runtimes": [item.to_dict() for item in found],
         "machine": measuring.machine(),
     }
     if task is not None:
         score = measuring.score_of(artifact.run, task.model, complete(task.data)[0])
-        found |= {"score": score.value, "score_name": score.name}
-    return found
+        made |= {"score": score.value, "score_name": score.name}
+    return made
+
+
+def delivered(artifact: Artifact, task: Task | None, runtime: str) -> list[Delivery]:
+    """Return a file on a runtime, or on all that `auto` tries, timed in turn; the fastest first.
+
+    Raises:
+        ExportError: the runtime is unknown or missing, or no runtime computes what the file says.
+    """
+    whole, inputs, expected, model = _stated(artifact, task)
+    with tempfile.TemporaryDirectory() as folder:
+        if runtime == "auto":
+            made = deliveries(whole, candidates(whole), Path(folder), inputs, expected, model)
+        else:
+            made = [deliver(whole, runtime, Path(folder), inputs, expected, model)]
+        made = timed(made, first_sample(inputs))
+    if made[0].program is None:
+        raise ExportError(f"{artifact.path} runs nowhere here: " + "; ".join(item.reason for item in made))
+    return made
+
+
+def export_file(path: Path, to: str, folder: Path, task: Task | None = None) -> dict[str, Any]:
+    """Export a file to a runtime's format, and return how closely the result agrees and how each layer is computed.
+
+    Args:
+        path: the file.
+        to: a format, a name of `runtimes.FORMATS`.
+        folder: where the exported files go.
+        task: whose class and data it was made from: wanted by runtimes that start from PyTorch, and to compare with it.
+
+    Raises:
+        ArtifactError: the file is damaged or holds no graph.
+        ExportError: as `delivery.deliver`.
+    """
+    artifact: Artifact = load(path)
+    name = find_format(to)
+    whole, inputs, expected, model = _stated(artifact, task)
+    made = deliver(whole, name, folder, inputs, expected, model)
+    return {
+        **made.to_dict(),
+        "compared_with": "PyTorch on calibration data" if model is not None else "the file's own graph on noise",
+    }
+
+
+def _stated(artifact: Artifact, task: Task | None) -> tuple[Subject, Inputs, list[Tensor], nn.Module | None]:
+    """What runtimes are given, a batch to compare on, the outputs to expect, and the PyTorch model if there is one."""
+    if task is None:
+        inputs = noise(artifact, batch=2)
+        plain = Session(artifact.onnx_bytes(), optimized=False)
+        expected = [torch.from_numpy(value).float() for value in plain.run(inputs)]
+        return Subject(artifact.onnx_bytes(), inputs), inputs, expected, None
+    model, data = artifact.into(task.model), complete(task.data)[0]
+    read, _ = next(batches(data.calibrate, "calibrate"))
+    whole = Subject(artifact.onnx_bytes(), example_inputs(data, batch=1), export_program(model, data))
+    return whole, read, expected_outputs(model, read), model
 
 
 def inspect_artifact(artifact: Artifact) -> dict[str, Any]:

@@ -51,6 +51,22 @@ def layers(model: onnx.ModelProto) -> dict[str, bool]:
     }
 
 
+def layer_outputs(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the value that leaves each layer, by path, in the order of the graph: with its bias, where a sum adds it."""
+    fixed = {initializer.name for initializer in model.graph.initializer}
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    found = {}
+    for node in model.graph.node:
+        if node.name and node.op_type in _LAYERS:
+            after = users.get(node.output[0], [])
+            biased = len(after) == 1 and after[0].op_type == "Add" and any(name in fixed for name in after[0].input)
+            found[node.name] = after[0].output[0] if biased else node.output[0]
+    return found
+
+
 def _turn_codes(graph: ir.Graph, node: ir.Node) -> None:
     """Transpose codes instead of what is decoded from them, so that decoding and multiplying stand side by side."""
     decoding = _decoded(node.inputs[0]) if node.op_type == "Transpose" else None
@@ -177,4 +193,4 @@ def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     return graph.initializers[name]
 
 
-__all__ = ["layers", "shaped"]
+__all__ = ["layer_outputs", "layers", "shaped"]

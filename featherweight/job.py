@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from featherweight import measurement as measuring
+from featherweight.agreement import Agreement
 from featherweight.artifact import package
 from featherweight.costs import parameters
 from featherweight.data import Data, batches, complete, samples
@@ -33,7 +34,7 @@ from featherweight.techniques import FoldBatchNorm
 
 Progress = Callable[[str, float], None]
 MARGIN = 2.0  # standard errors: the pick of several trials looks better on validation than it is
-_USUAL_AGREEMENT = measuring.Agreement(9.537e-06, 139.6, 1.0)
+_USUAL_AGREEMENT = Agreement(9.537e-06, 139.6, 1.0)
 _DIGITS = 12  # bytes by which the final facts may be longer
 _STEPS = 8000  # optimizer steps that the gradual pruning of a trial aims at
 _MOST_MACS = 1e13  # forward multiply-adds that it may take
@@ -241,7 +242,7 @@ class Job:
             "note": note,
         }
 
-    def facts(self, result: Result, before: Score, after: Score, agreed: measuring.Agreement) -> dict[str, Any]:
+    def facts(self, result: Result, before: Score, after: Score, agreed: Agreement) -> dict[str, Any]:
         """What the file says of itself: reproducible, so never a time, a date or a path."""
         elements, nonzero = parameters(result.model)
         facts: dict[str, Any] = {

@@ -93,9 +93,7 @@ def latencies(candidates: Mapping[str, nn.Module | bytes], data: Data, seconds: 
     calls: dict[str, Callable[[], object]] = {}
     for name, candidate in candidates.items():
         if isinstance(candidate, bytes):
-            session = Session(candidate)
-            feeds = session.feeds(inputs)
-            calls[name] = lambda session=session, feeds=feeds: session.run(feeds)  # type: ignore[misc]
+            calls[name] = Session(candidate).prepared(inputs)
         else:
             plain = copy.deepcopy(candidate).cpu().eval()
             calls[name] = lambda plain=plain: forward(plain, inputs)  # type: ignore[misc]

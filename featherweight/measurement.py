@@ -17,35 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featherweight.artifact import Artifact
 from featherweight.costs import count_macs, original_bytes, parameters
 from featherweight.data import Data, Inputs, example_inputs, forward, rebuild, tensors
 from featherweight.errors import ExportError, ModelError
 from featherweight.latency import Latency
 from featherweight.modes import evaluating
 from featherweight.runtimes.onnxruntime import Session
+from featherweight.runtimes.protocol import by_name
 from featherweight.scoring import Score, evaluate_outputs
-
-_LEAST_SQNR = 25.0  # decibels; below it an exported model does not compute what the PyTorch model computes
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How closely an exported model follows the PyTorch model on the same inputs.
-
-    Attributes:
-        max_abs: largest absolute difference of any output.
-        sqnr_db: signal to quantization noise ratio of the outputs, decibels; 200 when nothing differs.
-        top1: share of samples with the same largest output along dimension 1, or None without such a dimension.
-    """
-
-    max_abs: float
-    sqnr_db: float
-    top1: float | None
-
-    def to_dict(self) -> dict[str, float | None]:
-        """Return the JSON-able form."""
-        return {"max_abs": self.max_abs, "sqnr_db": self.sqnr_db, "top1": self.top1}
 
 
 @dataclass(frozen=True)
@@ -165,7 +144,7 @@ def peak_bytes(model: bytes, data: Data) -> int:
     Raises:
         ExportError: the process failed.
     """
-    feeds = Session(model).feeds(example_inputs(data, batch=1))
+    feeds = by_name(Session(model).inputs, example_inputs(data, batch=1))
     with tempfile.TemporaryDirectory() as folder:
         path, inputs = Path(folder) / "model.onnx", Path(folder) / "inputs.npz"
         path.write_bytes(model)
@@ -178,46 +157,6 @@ def peak_bytes(model: bytes, data: Data) -> int:
             f"measuring memory failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}"
         )
     return int(done.stdout)
-
-
-def agreement(model: nn.Module, artifact: Artifact, inputs: Inputs) -> Agreement:
-    """Compare the artifact on ONNX Runtime with the PyTorch model it was made from.
-
-    Args:
-        model: the compressed PyTorch model.
-        artifact: made from it, with a graph.
-        inputs: one batch.
-
-    Raises:
-        ExportError: they differ by more than rounding (SQNR under 25 dB).
-    """
-    plain = copy.deepcopy(model).cpu().eval()
-    with torch.no_grad():
-        expected = [value.float() for value in tensors(forward(plain, inputs))]
-    given = [torch.from_numpy(np.asarray(value)).float() for value in artifact.run(inputs)]
-    if [value.shape for value in expected] != [value.shape for value in given]:
-        raise ExportError(
-            f"ONNX Runtime gives outputs {[list(v.shape) for v in given]}, PyTorch {[list(v.shape) for v in expected]}"
-        )
-    noise = sum(float((a - b).double().square().sum()) for a, b in zip(expected, given, strict=True))
-    signal = sum(float(a.double().square().sum()) for a in expected)
-    sqnr = 200.0 if noise == 0 else -200.0 if signal == 0 else max(-200.0, min(200.0, 10 * math.log10(signal / noise)))
-    largest = max(float((a - b).abs().max()) for a, b in zip(expected, given, strict=True))
-    if not sqnr >= _LEAST_SQNR and largest > 1e-5:
-        raise ExportError(
-            f"the exported model disagrees with PyTorch: SQNR {sqnr:.1f} dB (at least {_LEAST_SQNR}), max error {largest:.3g}"
-        )
-    return Agreement(_significant(largest), _significant(sqnr), _same_top(expected[0], given[0]))
-
-
-def _same_top(expected: Tensor, given: Tensor) -> float | None:
-    if expected.dim() < 2 or expected.shape[1] < 2:
-        return None
-    return _significant(float((expected.argmax(1) == given.argmax(1)).float().mean()))
-
-
-def _significant(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 def machine() -> dict[str, Any]:

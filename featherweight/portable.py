@@ -25,7 +25,7 @@ from onnxscript import opset18
 from torch import Tensor, nn
 from torch._decomp.decompositions import lstm_impl
 
-from featherweight.data import Data, Inputs, as_call, example_inputs
+from featherweight.data import Data, as_call, example_inputs
 from featherweight.errors import ArtifactError, ExportError
 from featherweight.integer_graph import shaped
 from featherweight.layers.quantized import reference
@@ -71,11 +71,8 @@ def export_graph(model: nn.Module, data: Data) -> Graph:
     Raises:
         ExportError: the model cannot be traced or holds an operator that ONNX does not have.
     """
-    inputs = example_inputs(data)
     try:
-        with evaluating(model):
-            program = _program(model, inputs, data)
-        exported = _exported(_unrolled(program)).model
+        exported = _exported(_unrolled(export_program(model, data))).model
     except ExportError:
         raise
     except Exception as error:  # whatever the exporter raises
@@ -117,7 +114,17 @@ def assemble(graph: Graph, state: Mapping[str, Tensor]) -> bytes:
     return bytes(shaped(model, sources).SerializeToString())
 
 
-def _program(model: nn.Module, inputs: Inputs, data: Data) -> torch.export.ExportedProgram:
+def export_program(model: nn.Module, data: Data) -> torch.export.ExportedProgram:
+    """Return the model as PyTorch exports it, in evaluation mode; dimension 0 of every input is dynamic where that can be.
+
+    Args:
+        model: in any mode, on the CPU; not changed.
+        data: gives the example and the names of further dynamic dimensions.
+
+    Raises:
+        ExportError: the model cannot be traced.
+    """
+    inputs = example_inputs(data)
     args, kwargs = as_call(inputs)
     named = dict(data.dynamic or {})
     parameters = inspect.signature(model.forward).bind(*args, **kwargs).arguments
@@ -129,7 +136,7 @@ def _program(model: nn.Module, inputs: Inputs, data: Data) -> torch.export.Expor
     for strict in (False, True):
         for shapes in attempts:
             try:
-                with warnings.catch_warnings():
+                with evaluating(model), warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
             except Exception as error:  # whatever the tracer or the user's forward raises

@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 
 from featherweight import measurement as measuring
+from featherweight.agreement import agreement
 from featherweight.artifact import Artifact, load, package
 from featherweight.data import batches, samples
 from featherweight.edits import module_at
 from featherweight.errors import ArtifactError
+from featherweight.integer_graph import layers
 from featherweight.job import Job, Result
 from featherweight.latency import latencies
 from featherweight.layers import QuantizedLayer
@@ -22,6 +25,7 @@ from featherweight.measurement import Measurement
 from featherweight.portable import assemble
 from featherweight.recipe_files import recipe_to_yaml
 from featherweight.report.facts import Report
+from featherweight.runtimes.protocol import INT8
 from featherweight.scoring import Score, evaluate
 
 
@@ -45,7 +49,7 @@ def prove(job: Job, result: Result, trials: list[dict[str, Any]], name: str, com
     job.progress("exporting and measuring", 0.0)
     draft = package(result.model, result.edits, {}, result.graph)
     inputs, _ = next(batches(job.data.validate, "validate"))
-    agreed = measuring.agreement(result.model, draft, inputs)
+    agreed = agreement(result.model, draft, inputs)
     before_score = evaluate(job.model, job.data, "test")
     after_score = measuring.score_of(draft.run, job.model, job.data)
     facts = job.facts(result, before_score, after_score, agreed)
@@ -77,7 +81,8 @@ def prove(job: Job, result: Result, trials: list[dict[str, Any]], name: str, com
         steps=result.steps,
         parts=loaded.bytes_by_part(),
         layers=layer_rows(result.model, loaded.bytes_by_part()),
-        untouched=[{"path": item.path, "step": item.step, "reason": item.reason} for item in result.untouched],
+        untouched=[{"path": item.path, "step": item.step, "reason": item.reason} for item in result.untouched]
+        + _not_integers(loaded),
         trials=trials,
         notes=list(job.notes),
     )
@@ -112,6 +117,17 @@ def _fresh_score(job: Job, path: Path) -> Score:
     outputs = [torch.split(torch.from_numpy(value), sizes) for value in measuring.fresh_outputs(path, read, max(sizes))]
     parts = iter(zip(*outputs, strict=True))
     return measuring.score_of(lambda batch: next(parts), job.model, job.data)
+
+
+def _not_integers(artifact: Artifact) -> list[dict[str, Any]]:
+    """One row a layer that was to be computed with integers and that ONNX Runtime computes otherwise."""
+    runs = artifact.session().audit()
+    asked = layers(onnx.load_model_from_string(artifact.onnx_bytes()))
+    return [
+        {"path": path, "step": "onnxruntime", "reason": f"was to be int8, and is computed as {runs[path]} there"}
+        for path, integers in asked.items()
+        if integers and runs[path] != INT8
+    ]
 
 
 def layer_rows(model: nn.Module, parts: dict[str, int]) -> list[dict[str, Any]]:

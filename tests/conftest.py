@@ -72,7 +72,7 @@ def quick():
     """Times are taken in a few calls, since no test asserts one; the exporter reads its library of operators once."""
     from onnxscript._framework_apis import torch_2_5
 
-    import featherweight.inspection
+    import featherweight.delivery
     import featherweight.latency
 
     hasty = functools.partial(featherweight.latency.interleaved, seconds=0.0)
@@ -81,7 +81,7 @@ def quick():
         patch.setattr(
             featherweight.latency, "interleaved", lambda calls, *ignored, **ignored_too: hasty(calls, least=3)
         )
-        patch.setattr(featherweight.inspection, "interleaved", featherweight.latency.interleaved)
+        patch.setattr(featherweight.delivery, "interleaved", featherweight.latency.interleaved)
         patch.setattr(torch_2_5, "get_torchlib_ops", functools.cache(torch_2_5.get_torchlib_ops))
         yield
 

@@ -264,10 +264,31 @@ def test_export_gives_a_model_that_onnxruntime_runs_alike(command, compressed, s
         command("export", folder / "model.fw", "--to", "onnx", "--out", tmp_path / "new" / "folder", "--json").out
     )
     path = tmp_path / "new" / "folder" / "model.onnx"
-    assert facts == {"file": str(path), "file_bytes": path.stat().st_size}
+    assert (facts["file"], facts["file_bytes"]) == (str(path), path.stat().st_size)
+    assert facts["agreement"] == {"max_abs": 0.0, "sqnr_db": 200.0, "top1": 1.0}
+    assert facts["compared_with"] == "the file's own graph on noise"
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     given = session.run(None, {session.get_inputs()[0].name: samples.numpy()})[0]
     assert np.allclose(given, load(folder / "model.fw").run(samples)[0], atol=1e-6)
+
+
+def test_auto_measures_every_runtime_and_names_the_fastest(command, compressed, task_file):
+    path = compressed[0] / "model.fw"
+    facts = one_object(command("measure", path, "--task", f"{task_file}:task", "--runtime", "auto", "--json").out)
+    timed = {row["runtime"]: row["latency"]["median"] for row in facts["runtimes"] if "latency" in row}
+    assert set(timed) >= {"onnxruntime", "torch"}
+    assert facts["fastest"] == min(timed, key=timed.get)
+    assert facts["machine"]["features"] is not None
+    alone = one_object(command("measure", path, "--runtime", "onnxruntime", "--json").out)
+    assert [row["runtime"] for row in alone["runtimes"]] == ["onnxruntime"]
+
+
+def test_export_compares_with_pytorch_where_the_task_is_given(command, refused, compressed, task_file, tmp_path):
+    path = compressed[0] / "model.fw"
+    facts = one_object(command("export", path, "--out", tmp_path, "--task", f"{task_file}:task", "--json").out)
+    assert facts["compared_with"] == "PyTorch on calibration data"
+    assert facts["agreement"]["top1"] == 1.0
+    refused("export", path, "--to", "torch", "--out", tmp_path, words=["--task"])
 
 
 @pytest.mark.parametrize("what", ["techniques", "tasks", "runtimes"])

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from featherweight import measurement as measuring
+from featherweight.agreement import agreement
 from featherweight.artifact import load, package
 from featherweight.data import Data, forward
 from featherweight.errors import ExportError, ModelError
@@ -59,7 +60,7 @@ def test_a_score_without_an_error_is_json_able():
 def test_the_right_artifact_agrees(plain):
     task, artifact = plain
     model = copy.deepcopy(task.model).train()
-    agreed = measuring.agreement(model, artifact, task.data.test[0][0])
+    agreed = agreement(model, artifact, task.data.test[0][0])
     assert agreed.max_abs < 1e-4
     assert agreed.sqnr_db > 60
     assert agreed.top1 == 1.0
@@ -72,18 +73,18 @@ def test_a_wrong_artifact_does_not_agree(plain):
     with torch.no_grad():
         wrong.classifier.weight.mul_(-1)
     with pytest.raises(ExportError, match="disagrees with PyTorch: SQNR"):
-        measuring.agreement(wrong, artifact, task.data.test[0][0])
+        agreement(wrong, artifact, task.data.test[0][0])
 
 
 def test_outputs_of_another_shape_do_not_agree():
     data = Data(example=torch.ones(1, 3))
     with pytest.raises(ExportError, match=r"\[\[2, 4\]\].*\[\[2, 5\]\]"):
-        measuring.agreement(nn.Linear(3, 5), packaged(nn.Linear(3, 4), data), torch.ones(2, 3))
+        agreement(nn.Linear(3, 5), packaged(nn.Linear(3, 4), data), torch.ones(2, 3))
 
 
 def test_outputs_without_classes_have_no_top1():
     data, model = Data(example=torch.ones(1, 3)), nn.Linear(3, 1)
-    agreed = measuring.agreement(model, packaged(model, data), torch.ones(2, 3))
+    agreed = agreement(model, packaged(model, data), torch.ones(2, 3))
     assert agreed.top1 is None
     assert math.isfinite(agreed.sqnr_db)
 

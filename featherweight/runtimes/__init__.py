@@ -1,56 +1,85 @@
-"""Runtimes and export formats, one file each; a runtime sees a serialized model and never a technique."""
+"""Runtimes, one file each: export, load, run, audit; a runtime sees a serialized model and never a technique."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from featherweight.errors import ExportError, closest
+from featherweight.runtimes.eager import Eager
+from featherweight.runtimes.onnxruntime import OnnxRuntime
+from featherweight.runtimes.openvino import OpenVino, OpenVinoBf16
+from featherweight.runtimes.protocol import Program, Runtime, Subject
 
-
-def write_onnx(model: bytes, folder: Path) -> Path:
-    """Write `model.onnx` into a folder and return its path.
-
-    Raises:
-        ExportError: the folder cannot be written.
-    """
-    path = folder / "model.onnx"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(model)
-    except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
-    return path
-
-
-FORMATS: dict[str, Callable[[bytes, Path], Path]] = {"onnx": write_onnx}
-_ABOUT = {
-    "onnxruntime": ("onnx", "the default: runs every artifact, int8 as integers"),
-    "torch": ("", "eager PyTorch, the baseline that latencies are shown beside"),
+RUNTIMES: dict[str, Runtime] = {
+    "onnxruntime": OnnxRuntime(),
+    "openvino": OpenVino(),
+    "openvino_bf16": OpenVinoBf16(),
+    "torch": Eager(),
 }
+FORMATS = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
+"""What `export --to` takes, and the runtime that writes it."""
 
 
-def find_format(name: str) -> Callable[[bytes, Path], Path]:
-    """Return what writes a format.
+def find_runtime(name: str) -> Runtime:
+    """Return a runtime by its name.
 
     Raises:
-        ExportError: the format is unknown.
+        ExportError: there is none of that name.
+    """
+    if name not in RUNTIMES:
+        raise ExportError(f"unknown runtime {name!r}.{closest(name, RUNTIMES)}")
+    return RUNTIMES[name]
+
+
+def find_format(name: str) -> str:
+    """Return the name of the runtime that writes a format.
+
+    Raises:
+        ExportError: there is no such format.
     """
     if name not in FORMATS:
         raise ExportError(f"unknown export format {name!r}.{closest(name, FORMATS)}")
     return FORMATS[name]
 
 
+def installed(runtime: Runtime) -> bool:
+    """Whether the package of a runtime is there."""
+    return find_spec(runtime.package) is not None
+
+
 def available() -> list[dict[str, Any]]:
-    """Return one row a runtime: name, version if installed, what exports to it."""
-    rows = []
-    for name, (written, about) in _ABOUT.items():
-        try:
-            installed = version(name) if find_spec(name) else "not installed"
-        except PackageNotFoundError:
-            installed = "unknown"
-        rows.append({"name": name, "version": installed, "export --to": written or "-", "about": about})
-    return rows
+    """Return one row a runtime: name, version or how to install it, what exports to it, and what it is good for."""
+    formats = {runtime: written for written, runtime in FORMATS.items()}
+    return [
+        {
+            "name": name,
+            "version": _version(runtime),
+            "export --to": formats.get(name, "-"),
+            "about": runtime.about,
+        }
+        for name, runtime in RUNTIMES.items()
+    ]
+
+
+def _version(runtime: Runtime) -> str:
+    if not installed(runtime):
+        return f"pip install 'featherweight[{runtime.extra}]'"
+    try:
+        return version(runtime.package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+__all__ = [
+    "FORMATS",
+    "RUNTIMES",
+    "Program",
+    "Runtime",
+    "Subject",
+    "available",
+    "find_format",
+    "find_runtime",
+    "installed",
+]

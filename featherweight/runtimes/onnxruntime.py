@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-from torch import Tensor
 
 from featherweight.errors import DataError, ExportError
+from featherweight.integer_graph import layers
+from featherweight.runtimes.protocol import FLOAT32, INT8, Program, Runtime, Subject, by_name, first_line, written
 
-NAME = "onnxruntime"
+_INTEGER = re.compile(r"QLinear|QGemm|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)")
 
 
-class Session:
+class OnnxRuntime(Runtime):
+    """ONNX Runtime on the CPU."""
+
+    package = "onnxruntime"
+    about = "the default: runs every artifact, int8 as integers"
+
+    def export(self, subject: Subject, folder: Path) -> Path:
+        """Write `model.onnx`, which other runtimes read too."""
+        return written(folder / "model.onnx", subject.onnx)
+
+    def load(self, path: Path, threads: int = 1) -> Session:
+        """Load `model.onnx`."""
+        try:
+            return Session(path.read_bytes(), threads)
+        except OSError as error:
+            raise ExportError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+class Session(Program):
     """A loaded ONNX model.
 
     Attributes:
@@ -23,15 +46,18 @@ class Session:
         outputs: names of the outputs, in order.
     """
 
-    def __init__(self, model: bytes, threads: int = 1) -> None:
+    def __init__(self, model: bytes, threads: int = 1, optimized: bool = True) -> None:
+        self._model = model
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if not optimized:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises its own unexported classes
-            raise ExportError(f"ONNX Runtime cannot load the model: {str(error).splitlines()[0]}") from error
+            raise ExportError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         self.outputs = tuple(value.name for value in self._session.get_outputs())
         self._types = {value.name: (value.type, value.shape) for value in self._session.get_inputs()}
@@ -49,65 +75,44 @@ class Session:
             for name, (kind, shape) in self._types.items()
         }
 
-    def run(self, inputs: Any) -> list[np.ndarray[Any, Any]]:
-        """Return the outputs, one array each.
-
-        Args:
-            inputs: a tensor or array, a tuple of them in the order of `self.inputs`, or a mapping by name.
+    def prepared(self, inputs: Any) -> Callable[[], list[Any]]:
+        """Return a call that computes the outputs of these inputs.
 
         Raises:
-            DataError: a name, the number, the type or a shape does not fit the model.
+            DataError: a name, the number, the type or a shape does not fit the model; some only when called.
         """
-        feeds = self.feeds(inputs)
-        try:
-            outputs: list[np.ndarray[Any, Any]] = self._session.run(None, feeds)
-        except Exception as error:  # onnxruntime raises its own unexported classes
-            wanted = ", ".join(f"{name} {kind}{shape}" for name, (kind, shape) in self._types.items())
-            given = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
-            raise DataError(f"the model takes {wanted} and was given {given}: {str(error).splitlines()[0]}") from error
-        return outputs
+        feeds = by_name(self.inputs, inputs)
 
-    def feeds(self, inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
-        """Return the inputs as arrays by name, as `run` takes them.
+        def call() -> list[Any]:
+            try:
+                outputs: list[Any] = self._session.run(None, feeds)
+            except Exception as error:  # onnxruntime raises its own unexported classes
+                wanted = ", ".join(f"{name} {kind}{shape}" for name, (kind, shape) in self._types.items())
+                given = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
+                raise DataError(f"the model takes {wanted} and was given {given}: {first_line(error)}") from error
+            return outputs
 
-        Raises:
-            DataError: a name or the number of inputs does not fit.
-        """
-        if isinstance(inputs, Mapping):
-            missing, unknown = set(self.inputs) - set(inputs), set(inputs) - set(self.inputs)
-            if missing or unknown:
-                raise DataError(
-                    f"the model takes the inputs {', '.join(self.inputs)} and was given {', '.join(map(str, inputs))}"
-                )
-            return {name: _array(inputs[name]) for name in self.inputs}
-        values = inputs if isinstance(inputs, list | tuple) else (inputs,)
-        if len(values) != len(self.inputs):
-            raise DataError(
-                f"the model takes {len(self.inputs)} inputs ({', '.join(self.inputs)}) and was given {len(values)}"
-            )
-        return dict(zip(self.inputs, map(_array, values), strict=True))
+        return call
+
+    def audit(self) -> dict[str, str]:
+        """Return how ONNX Runtime computes each layer; what it lists under no integer operator is float."""
+        nodes = [
+            re.sub(r"_token_\d+$", "", node.name) for node in optimized(self._model) if _INTEGER.match(node.op_type)
+        ]
+        return {path: INT8 if path in nodes else FLOAT32 for path in layers(onnx.load_model_from_string(self._model))}
 
 
-def _array(value: Any) -> np.ndarray[Any, Any]:
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-
-
-def audit(model: bytes) -> dict[str, int]:
-    """Return how often each operator runs in ONNX Runtime's own optimized graph, `{"QLinearConv": 19, ...}`.
-
-    A layer that was to be an integer and is not shows up as `Conv` or `FusedConv` here.
-    """
-    import tempfile
-    from pathlib import Path
-
+def optimized(model: bytes) -> list[onnx.NodeProto]:
+    """Return the nodes of ONNX Runtime's own optimized graph of a model."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(path)
         options.log_severity_level = 4
         onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        optimized = onnx.load(path)
-    counts: dict[str, int] = {}
-    for node in optimized.graph.node:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return dict(sorted(counts.items()))
+        return list(onnx.load(path).graph.node)
+
+
+def audit(model: bytes) -> dict[str, int]:
+    """Return how often each operator runs in ONNX Runtime's own optimized graph, `{"QLinearConv": 19, ...}`."""
+    return dict(sorted(Counter(node.op_type for node in optimized(model)).items()))

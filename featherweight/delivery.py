@@ -1,0 +1,183 @@
+"""A model on the runtimes that are installed: exported, compared with PyTorch, audited, timed in turn; the fastest is `auto`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.agreement import Agreement, compare, diverging
+from featherweight.data import Data, Inputs, example_inputs
+from featherweight.errors import DataError, ExportError
+from featherweight.latency import Latency, interleaved, one_thread
+from featherweight.portable import assemble, export_graph, export_program
+from featherweight.runtimes import RUNTIMES, Program, Subject, find_runtime, installed
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A model on one runtime, or why it is not there.
+
+    Attributes:
+        runtime: its name.
+        path: what was exported.
+        file_bytes: of what was exported.
+        program: what was loaded from there.
+        agreement: with the PyTorch model.
+        layers: one row a layer: `path`, `asked` and `runs`, each `int8`, `bf16` or `float32`.
+        latency: of one call; None until it is timed.
+        reason: why there is no program; empty when there is.
+    """
+
+    runtime: str
+    path: Path | None = None
+    file_bytes: int | None = None
+    program: Program | None = None
+    agreement: Agreement | None = None
+    layers: tuple[Mapping[str, str], ...] = ()
+    latency: Latency | None = None
+    reason: str = ""
+
+    def missed(self) -> list[Mapping[str, str]]:
+        """Return the layers that were to be int8 and are not."""
+        return [row for row in self.layers if row["asked"] == "int8" and row["runs"] != "int8"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-able form."""
+        if self.reason:
+            return {"runtime": self.runtime, "reason": self.reason}
+        counts: dict[str, int] = {}
+        for row in self.layers:
+            counts[row["runs"]] = counts.get(row["runs"], 0) + 1
+        return {
+            "runtime": self.runtime,
+            "file": str(self.path),
+            "file_bytes": self.file_bytes,
+            "agreement": self.agreement.to_dict() if self.agreement else None,
+            "layers": counts,
+            "asked_int8_but_not": [dict(row) for row in self.missed()],
+            **({"latency": self.latency.to_dict()} if self.latency else {}),
+        }
+
+
+def size(path: Path) -> int:
+    """Return the bytes of an exported file, and of what lies beside it under the same name."""
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*") if file.is_file())
+
+
+def subject(model: nn.Module, data: Data) -> Subject:
+    """Return a PyTorch model as runtimes take it.
+
+    Args:
+        model: any module, on the CPU; not changed.
+        data: gives the example.
+
+    Raises:
+        ExportError: it cannot be exported.
+    """
+    whole = assemble(export_graph(model, data), model.state_dict())
+    return Subject(whole, example_inputs(data, batch=1), export_program(model, data))
+
+
+def deliver(
+    subject: Subject,
+    name: str,
+    folder: Path,
+    inputs: Inputs,
+    expected: Sequence[Tensor],
+    model: nn.Module | None = None,
+) -> Delivery:
+    """Export a model to one runtime, compare its outputs with PyTorch's, and audit its layers.
+
+    Args:
+        subject: the model.
+        name: of the runtime.
+        folder: where the exported files go.
+        inputs: one batch to compare on.
+        expected: every tensor of PyTorch's output for it.
+        model: in PyTorch, to find the first layer that differs.
+
+    Raises:
+        ExportError: the runtime is unknown or not installed, cannot express the model, or disagrees with it; the message
+            names the first layer that differs.
+        DataError: the inputs do not fit the model.
+    """
+    runtime = find_runtime(name)
+    path = runtime.export(subject, folder)
+    program = runtime.load(path)
+    try:
+        agreed = compare(expected, program.run(inputs))
+    except ExportError as error:
+        where = f"; {diverging(model, subject, runtime, inputs)}" if model is not None else ""
+        raise ExportError(f"{name}: {error}{where}") from error
+    runs = program.audit()
+    rows = tuple(
+        {"path": layer, "asked": "int8" if asked else "float32", "runs": runs.get(layer, "unknown")}
+        for layer, asked in subject.layers().items()
+    )
+    return Delivery(name, path, size(path), program, agreed, rows)
+
+
+def deliveries(
+    subject: Subject,
+    names: Iterable[str],
+    folder: Path,
+    inputs: Inputs,
+    expected: Sequence[Tensor],
+    model: nn.Module | None = None,
+) -> list[Delivery]:
+    """Return one delivery a runtime; one that is missing, cannot express the model or disagrees says so.
+
+    Args:
+        subject: the model.
+        names: of the runtimes.
+        folder: each gets a folder of its own in it.
+        inputs: one batch to compare on.
+        expected: every tensor of PyTorch's output for it.
+        model: in PyTorch, to find the first layer that differs.
+    """
+    made = []
+    for name in names:
+        try:
+            made.append(deliver(subject, name, folder / name, inputs, expected, model))
+        except (ExportError, DataError) as error:
+            made.append(Delivery(name, reason=str(error)))
+    return made
+
+
+def timed(made: Sequence[Delivery], inputs: Inputs, seconds: float = 1.0) -> list[Delivery]:
+    """Return the deliveries with their latencies, called in turn on one thread; the fastest first, those without program last.
+
+    Args:
+        made: from `deliveries`.
+        inputs: of the call that is timed.
+        seconds: to spend on each, about.
+    """
+    calls = {item.runtime: item.program.prepared(inputs) for item in made if item.program is not None}
+    if calls:
+        with one_thread(), torch.inference_mode():
+            latencies = interleaved(calls, seconds)
+        made = [replace(item, latency=latencies.get(item.runtime)) for item in made]
+    return sorted(made, key=lambda item: item.latency.median if item.latency else float("inf"))
+
+
+def first_sample(inputs: Any) -> Any:
+    """Return the first sample of a batch, with its batch dimension, in the batch's structure."""
+    if isinstance(inputs, Mapping):
+        return {name: first_sample(value) for name, value in inputs.items()}
+    if isinstance(inputs, list | tuple):
+        return tuple(first_sample(value) for value in inputs)
+    return inputs[:1]
+
+
+def candidates(subject: Subject) -> list[str]:
+    """Return the names of the runtimes that `auto` tries: installed, and able to start from what is at hand."""
+    return [
+        name
+        for name, runtime in RUNTIMES.items()
+        if installed(runtime) and (subject.program is not None or not runtime.from_module)
+    ]

@@ -1,0 +1,120 @@
+"""OpenVINO on the CPU, from the ONNX graph: integers where inputs are on grids, and float32 or bfloat16 for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from featherweight.errors import DataError, ExportError
+from featherweight.runtimes.protocol import (
+    BF16,
+    FLOAT32,
+    INT8,
+    UNKNOWN,
+    Program,
+    Runtime,
+    Subject,
+    by_name,
+    first_line,
+    quiet,
+)
+
+_PRECISIONS = {"u8": INT8, "i8": INT8, "bf16": BF16, "f32": FLOAT32, "f16": "float16"}
+_MOST_SHAPES = 4  # compiled for; after that one program takes every shape
+
+
+class OpenVino(Runtime):
+    """OpenVINO on the CPU, with float32 for what is not computed with integers."""
+
+    package = "openvino"
+    extra = "openvino"
+    precision: ClassVar[str] = "f32"
+    about: ClassVar[str] = "int8 as integers, the rest in float32"
+
+    def export(self, subject: Subject, folder: Path) -> Path:
+        """Write `model.xml` and `model.bin`."""
+        openvino = self.need()
+        path = folder / "model.xml"
+        try:
+            with quiet():
+                model = openvino.Core().read_model(subject.onnx)
+                folder.mkdir(parents=True, exist_ok=True)
+                openvino.save_model(model, path, compress_to_fp16=False)
+        except Exception as error:  # openvino raises bare RuntimeErrors
+            raise ExportError(f"OpenVINO cannot take the model: {first_line(error)}") from error
+        return path
+
+    def load(self, path: Path, threads: int = 1) -> Program:
+        """Load `model.xml`."""
+        core = self.need().Core()
+        try:
+            return Compiled(core, core.read_model(path), self.precision, threads)
+        except RuntimeError as error:
+            raise ExportError(f"OpenVINO cannot load {path}: {first_line(error)}") from error
+
+
+class OpenVinoBf16(OpenVino):
+    """OpenVINO with bfloat16 for what is not computed with integers: faster where the CPU multiplies it, and less exact."""
+
+    about = "int8 as integers, the rest in bfloat16: 8 significant bits"
+    precision = "bf16"
+
+
+class Compiled(Program):
+    """A model that OpenVINO has read; it is compiled for each shape of inputs, since kernels are chosen by shape."""
+
+    def __init__(self, core: Any, model: Any, precision: str, threads: int) -> None:
+        self._core, self._model = core, model
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self.inputs = tuple(value.any_name for value in model.inputs)
+        self._loose = [value.partial_shape for value in model.inputs]
+        self._compiled: dict[Any, Any] = {}
+
+    def prepared(self, inputs: Any) -> Callable[[], list[Any]]:
+        """Return a call that computes the outputs of these inputs."""
+        arrays = list(by_name(self.inputs, inputs).values())
+        try:
+            request = self._for_shapes(tuple(array.shape for array in arrays)).create_infer_request()
+            feeds = dict(enumerate(arrays))
+            request.infer(feeds, share_inputs=True)
+        except RuntimeError as error:
+            wanted = ", ".join(
+                f"{value.any_name} {value.element_type.get_type_name()}{shape}"
+                for value, shape in zip(self._model.inputs, self._loose, strict=True)
+            )
+            given = ", ".join(f"{array.dtype}{list(array.shape)}" for array in arrays)
+            raise DataError(f"the model takes {wanted} and was given {given}: {first_line(error)}") from error
+        return lambda: list(request.infer(feeds, share_inputs=True).to_tuple())
+
+    def audit(self) -> dict[str, str]:
+        """Return the precision of each layer in the model that OpenVINO has compiled last."""
+        if not self._compiled:
+            self._for_shapes(None)
+        found: dict[str, str] = {}
+        for node in list(self._compiled.values())[-1].get_runtime_model().get_ordered_ops():
+            facts = {
+                key: str(node.get_rt_info()[key].astype(str))
+                for key in ("originalLayersNames", "runtimePrecision", "layerType")
+            }
+            for name in facts["originalLayersNames"].split(","):
+                if facts["layerType"] not in ("Const", "Reorder"):
+                    found.setdefault(name, _PRECISIONS.get(facts["runtimePrecision"], UNKNOWN))
+        return found
+
+    def _for_shapes(self, shapes: Any) -> Any:
+        """The program for some shapes of the inputs, or for any."""
+        if shapes not in self._compiled:
+            if shapes is None or len(self._compiled) >= _MOST_SHAPES:
+                shapes, wanted = None, self._loose
+            else:
+                wanted = shapes
+            if shapes not in self._compiled:
+                self._model.reshape(dict(enumerate(wanted)))
+                self._compiled[shapes] = self._core.compile_model(self._model, "CPU", self._settings)
+        return self._compiled[shapes]

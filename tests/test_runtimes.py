@@ -1,0 +1,169 @@
+"""Every runtime that is installed: the same outputs, any batch, integers where they were asked for, and honest words otherwise."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import numpy_helper
+from torch import nn
+
+from featherweight import Context, Data, run
+from featherweight.agreement import compare, diverging, expected_outputs
+from featherweight.delivery import candidates, deliver, deliveries, first_sample, subject, timed
+from featherweight.errors import DataError, ExportError
+from featherweight.integer_graph import layers
+from featherweight.runtimes import RUNTIMES, Subject, find_runtime, installed
+from featherweight.runtimes.onnxruntime import Session, audit
+from featherweight.techniques import QuantizeStatic
+
+NAMES = [
+    pytest.param(name, marks=pytest.mark.skipif(not installed(runtime), reason=f"{runtime.package} is not installed"))
+    for name, runtime in RUNTIMES.items()
+]
+
+
+class Residual(nn.Module):
+    """A stem, a residual block and a classifier: what integer graphs stumble over."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second = (
+            nn.Conv2d(3, 16, 3, 1, 1),
+            nn.Conv2d(16, 16, 3, 1, 1),
+            nn.Conv2d(16, 16, 3, 1, 1),
+        )
+        self.last = nn.Conv2d(16, 16, 3, 2, 1)
+        self.linear = nn.Linear(16, 5)
+
+    def forward(self, image):
+        x = F.relu(self.stem(image))
+        x = F.relu(x + self.second(F.relu(self.first(x))))
+        return self.linear(F.relu(self.last(x)).mean((2, 3)))
+
+
+class Sequences(nn.Module):
+    """Linear layers over three dimensions, which ONNX writes as MatMul and Add."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.norm = nn.Linear(16, 32), nn.Linear(32, 16), nn.LayerNorm(16)
+
+    def forward(self, steps):
+        return self.norm(steps + self.down(F.gelu(self.up(steps))))
+
+
+def quantized(build, shape):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, batches = build().eval(), [torch.randn(8, *shape) for _ in range(2)]
+    data = Data(example=batches[0][:1], calibrate=[(batch, batch) for batch in batches], loss="mse")
+    return run(QuantizeStatic(), model, Context(data=data)).model, data, batches[0]
+
+
+@pytest.fixture(scope="module")
+def residual():
+    model, data, batch = quantized(Residual, (3, 12, 12))
+    return model, subject(model, data), batch, expected_outputs(model, batch)
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    model, data, batch = quantized(Sequences, (6, 16))
+    return model, subject(model, data), batch, expected_outputs(model, batch)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_runtime_computes_what_pytorch_computes_for_any_batch(name, residual, tmp_path):
+    model, whole, batch, expected = residual
+    made = deliver(whole, name, tmp_path, batch, expected, model)
+    assert made.agreement.sqnr_db > 30
+    assert made.file_bytes > 1000
+    for size in (1, 3) if find_runtime(name).any_batch else ():
+        compare([value[:size] for value in expected], made.program.run(batch[:size]))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.values[0] in ("onnxruntime", "openvino")])
+def test_all_layers_of_a_residual_network_are_integers(name, residual, tmp_path):
+    _, whole, batch, expected = residual
+    made = deliver(whole, name, tmp_path, batch, expected)
+    assert {row["path"]: row["runs"] for row in made.layers} == dict.fromkeys(
+        ("stem", "first", "second", "last", "linear"), "int8"
+    )
+    assert made.missed() == []
+
+
+def test_onnxruntime_adds_residuals_and_multiplies_sequences_with_integers(residual, sequences):
+    assert audit(residual[1].onnx) | {"QLinearConv": 4, "QLinearAdd": 1, "QGemm": 1} == audit(residual[1].onnx)
+    assert audit(sequences[1].onnx)["MatMulIntegerToFloat"] == 2
+    assert Session(sequences[1].onnx).audit() == {"up": "int8", "down": "int8"}
+
+
+def test_a_layer_that_was_to_be_int8_and_is_not_is_an_entry(residual, tmp_path):
+    _, whole, batch, expected = residual
+    made = deliver(whole, "torch", tmp_path, batch, expected)
+    assert [row["path"] for row in made.missed()] == ["stem", "first", "second", "last", "linear"]
+    assert made.to_dict()["asked_int8_but_not"][0] == {"path": "stem", "asked": "int8", "runs": "float32"}
+
+
+def test_float_layers_ask_for_nothing(tmp_path):
+    model, data = nn.Sequential(nn.Linear(4, 3)), Data(example=torch.ones(1, 4))
+    assert subject(model, data).layers() == {"0": False}
+    assert subject(nn.Linear(4, 3), data).layers() == {"model": False}
+
+
+def test_the_first_layer_that_differs_is_named(residual, tmp_path):
+    model, whole, batch, expected = residual
+    broken = onnx.load_model_from_string(whole.onnx)
+    second = next(node for node in broken.graph.node if node.name == "second")
+    decoding = next(node for node in broken.graph.node if second.input[1] in node.output)
+    codes = next(item for item in broken.graph.initializer if item.name == decoding.input[0])
+    codes.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(codes), codes.name))
+    wrong = Subject(broken.SerializeToString(), batch)
+    with pytest.raises(ExportError, match=r"onnxruntime: .*SQNR .*the first layer that differs is second, by -\d"):
+        deliver(wrong, "onnxruntime", tmp_path, batch, expected, model)
+    assert diverging(model, whole, find_runtime("onnxruntime"), batch) == "no layer alone differs"
+    (failed,) = deliveries(wrong, ["onnxruntime"], tmp_path, batch, expected)
+    assert "SQNR" in failed.to_dict()["reason"]
+
+
+def test_auto_times_what_agrees_in_turn_and_puts_the_fastest_first(residual, tmp_path):
+    model, whole, batch, expected = residual
+    assert "onnxruntime" in candidates(whole)
+    assert candidates(Subject(whole.onnx, batch)) == [
+        name for name, runtime in RUNTIMES.items() if installed(runtime) and not runtime.from_module
+    ]
+    made = timed(deliveries(whole, ["torch", "onnxruntime"], tmp_path, batch, expected, model), first_sample(batch))
+    assert {item.runtime for item in made} == {"torch", "onnxruntime"}
+    assert made[0].latency.median <= made[1].latency.median
+
+
+def test_what_does_not_fit_is_refused_in_words(residual, tmp_path, monkeypatch):
+    _, whole, batch, _ = residual
+    with pytest.raises(ExportError, match=r"unknown runtime 'onxruntime'. Did you mean 'onnxruntime'"):
+        find_runtime("onxruntime")
+    with pytest.raises(ExportError, match=r"starts from the PyTorch module.*--task"):
+        RUNTIMES["torch"].export(Subject(whole.onnx, batch), tmp_path)
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(ExportError, match="a file"):
+        RUNTIMES["onnxruntime"].export(whole, tmp_path / "a file")
+
+
+@pytest.mark.skipif(not installed(RUNTIMES["openvino"]), reason="openvino is not installed")
+def test_openvino_names_what_it_was_given(residual, tmp_path):
+    program = RUNTIMES["openvino"].load(RUNTIMES["openvino"].export(residual[1], tmp_path))
+    with pytest.raises(DataError, match=r"image.*and was given float32\[2, 4, 12, 12\]"):
+        program.run(np.ones((2, 4, 12, 12), np.float32))
+    with pytest.raises(DataError, match="takes 1 inputs"):
+        program.run((residual[2], residual[2]))
+    assert program.run(residual[2][:2])[0].shape == (2, 5)
+
+
+def test_a_missing_package_has_its_pip_line(monkeypatch, residual, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(ExportError, match=r"pip install 'featherweight\[openvino\]'"):
+        RUNTIMES["openvino"].export(residual[1], tmp_path)
+
+
+def test_layers_are_named_by_their_paths(sequences):
+    assert layers(onnx.load_model_from_string(sequences[1].onnx)) == {"up": True, "down": True}
