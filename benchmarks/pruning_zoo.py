@@ -19,12 +19,12 @@ from pruning_zoo_peer import LIMIT, outcome
 from results import keep, kept, record
 from torch import Tensor, nn
 
+from featherweight.agreement import agreement
 from featherweight.artifact import package
 from featherweight.data import Data, Inputs, forward, tensors
 from featherweight.edits import Edit, Keep, apply, private_copy
 from featherweight.errors import FeatherweightError
 from featherweight.masking import masked
-from featherweight.measurement import agreement
 from featherweight.portable import export_graph
 from featherweight.running import run
 from featherweight.technique import Context

@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,19 +249,13 @@ def _recipe(technique: Any) -> Recipe:
     return technique if isinstance(technique, Recipe) else Recipe((technique,))
 
 
-def _call(session: Session, inputs: Any) -> object:
-    return session.run(session.feeds(inputs))
-
-
 def _costs(ground: Ground, model: nn.Module, artifact: Artifact, rules: Rules) -> dict[str, Any]:
     """What the file costs on ONNX Runtime, one sample and one thread, in turn with the original."""
     whole = artifact.onnx_bytes()
     counted = measuring.structure(model, ground.data)
     timed = latencies({"original": ground.whole, "file": whole}, ground.data, _SECONDS)
     inputs = example_inputs(ground.data, batch=1)
-    calls = {
-        name: partial(_call, Session(held), inputs) for name, held in (("original", ground.whole), ("file", whole))
-    }
+    calls = {name: Session(held).prepared(inputs) for name, held in (("original", ground.whole), ("file", whole))}
     energy, how = joules(calls["file"], timed["file"].median, rules.watts)
     first, _ = joules(calls["original"], timed["original"].median, rules.watts)
     return {
