@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featherweight.coding import decode_tensor, deflate, encode_tensor, inflate, pack, unpack
+from featherweight.coding import Sections, decode_tensor, deflate, encode_tensor, inflate, pack, unpack
 from featherweight.edits import Cut, Edit, Keep, Swap, Write, from_json, named_tensors, private_copy, replay, to_json
 from featherweight.errors import ArtifactError, ModelError
 from featherweight.portable import Graph, assemble
@@ -286,16 +286,15 @@ def load(path: str | Path, into: nn.Module | None = None) -> Any:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            artifact = _parse(Sections(file, str(path)).check(), str(path))
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
-    artifact = _parse(data, str(path))
     artifact.path = path
     return artifact if into is None else artifact.into(into, keep=False)
 
 
-def _parse(data: bytes, source: str) -> Artifact:
-    sections = unpack(data, source)
+def _parse(sections: Sections, source: str) -> Artifact:
     if len(sections) < 2:
         raise ArtifactError(f"{source} has {len(sections)} sections where a model has a manifest and a graph at least")
     try:
@@ -320,10 +319,11 @@ def _parse(data: bytes, source: str) -> Artifact:
     shapes = [shape for *_, shape in table] + [shape for _, shape in constants]
     if sum(map(math.prod, shapes)) > _MOST_ELEMENTS:
         raise ArtifactError(f"{source} asks for more than {_MOST_ELEMENTS} values")
-    streams = iter(sections[2:])
+    streams = (sections[place] for place in range(2, len(sections)))
     state = {name: decode_tensor(next(streams), dtype, shape) for name, dtype, shape in table}
     loose = tuple(decode_tensor(next(streams), dtype, shape) for dtype, shape in constants)
-    graph = Graph(inflate(sections[1], _MOST_TEXT, _GRAPH_DICTIONARY), weights, loose) if sections[1] else None
+    skeleton = sections[1]
+    graph = Graph(inflate(skeleton, _MOST_TEXT, _GRAPH_DICTIONARY), weights, loose) if skeleton else None
     return Artifact(edits, facts, state, aliases, graph)
 
 

@@ -1,16 +1,22 @@
 """The container and its compressed sections come back whole or are refused with the reason."""
 
+import io
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featherweight.coding import deflate, inflate, pack, section, unpack
+from featherweight.coding import Sections, deflate, inflate, pack, unpack
 from featherweight.coding.container import LONG, MAGIC, MOST_SECTIONS, VERSION
 from featherweight.coding.varint import Reader, signed_varint, varint
 from featherweight.errors import ArtifactError
 
 SECTIONS = [b"", b"manifest", bytes(range(256)), b"\0" * 300]
 FILE = pack(SECTIONS)
+
+
+def section(data, place):
+    return Sections(io.BytesIO(data), "model.fw")[place]
 
 
 @given(st.lists(st.binary(max_size=300), max_size=20))
@@ -60,11 +66,11 @@ LONG_PARTS = [b"short", bytes(range(256)) * 4, b"", b"y" * LONG, b"z" * (LONG - 
 def test_long_sections_have_their_own_checksum():
     data = pack(LONG_PARTS)
     assert unpack(data, "model.fw") == LONG_PARTS
-    assert [section(data, place, "model.fw") for place in range(5)] == LONG_PARTS
+    assert [section(data, place) for place in range(5)] == LONG_PARTS
     assert len(data) == 8 + sum(len(part) for part in LONG_PARTS) + 1 + 3 * 2 + 1 + 2 * 2
     for place in (-1, 5):
         with pytest.raises(ArtifactError, match="there are 5"):
-            section(data, place, "model.fw")
+            section(data, place)
 
 
 def test_damage_is_found_in_the_section_that_has_it():
@@ -73,8 +79,8 @@ def test_damage_is_found_in_the_section_that_has_it():
     with pytest.raises(ArtifactError, match="damaged in section 3"):
         unpack(bytes(data), "model.fw")
     with pytest.raises(ArtifactError, match="section 3"):
-        section(bytes(data), 3, "model.fw")
-    assert section(bytes(data), 1, "model.fw") == LONG_PARTS[1]
+        section(bytes(data), 3)
+    assert section(bytes(data), 1) == LONG_PARTS[1]
 
 
 def test_too_many_sections_are_not_written():

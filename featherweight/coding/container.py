@@ -7,10 +7,12 @@ because small files are made of short ones, and the last checksum covers them.
 
 from __future__ import annotations
 
+import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
-from featherweight.coding.varint import Bytes, Reader, varint
+from featherweight.coding.varint import Reader, varint
 from featherweight.errors import ArtifactError
 
 MAGIC = b"FW"
@@ -21,6 +23,7 @@ LONG = 1024
 
 _CHECKSUM_BYTES, _OWN_BYTES = 4, 2
 _SHORTEST = len(MAGIC) + 2 + _CHECKSUM_BYTES
+_CHUNK = 1 << 20  # bytes read at once for the checksum; no table of lengths is longer
 
 
 def pack(sections: Sequence[bytes]) -> bytes:
@@ -36,8 +39,81 @@ def pack(sections: Sequence[bytes]) -> bytes:
     return body + zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big")
 
 
-def unpack(data: bytes, source: str) -> list[memoryview]:
-    """Return views of the sections of a file that `pack` wrote.
+class Sections:
+    """The sections of a file that `pack` wrote, read one at a time, so that no more than one is in memory.
+
+    Args:
+        file: binary, readable and seekable; it stays open for as long as sections are read.
+        source: its name, for messages.
+
+    Raises:
+        ArtifactError: the file is foreign, of another version, cut short or too long; the message names the source and the
+            reason.
+    """
+
+    def __init__(self, file: BinaryIO, source: str) -> None:
+        self._file, self.source = file, source
+        self._size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        reader = _opened(file.read(_CHUNK), self._size, source)
+        self._lengths = [reader.varint(MOST_BYTES) for _ in range(reader.varint(MOST_SECTIONS))]
+        self._starts, end = [], reader.position
+        for length in self._lengths:
+            self._starts.append(end)
+            end += length + _own_bytes(length)
+        missing = end + _CHECKSUM_BYTES - self._size
+        if missing > 0:
+            raise ArtifactError(f"{source}: cut short, {missing} bytes are missing, or damaged")
+        if missing < 0:
+            raise ArtifactError(f"{source}: {-missing} bytes too many at the end, or damaged")
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __getitem__(self, place: int) -> bytes:
+        """Return one section without a look at the others; a short one's own bytes are not checked.
+
+        Raises:
+            ArtifactError: there is no such section, or its checksum does not match.
+        """
+        if not 0 <= place < len(self):
+            raise ArtifactError(f"{self.source}: no section {place}, there are {len(self)}")
+        part, own = self._read(place)
+        if own not in (b"", _own(part)):
+            raise ArtifactError(f"{self.source}: the checksum of section {place} does not match, the file is damaged")
+        return part
+
+    def __iter__(self) -> Iterator[bytes]:
+        for place in range(len(self)):
+            yield self[place]
+
+    def check(self) -> Sections:
+        """Return itself after a look at the checksum of the whole file.
+
+        Raises:
+            ArtifactError: it does not match; the message names the damaged section, where one can be told.
+        """
+        self._file.seek(0)
+        found, left = 0, self._size - _CHECKSUM_BYTES
+        while left:
+            chunk = self._file.read(min(left, _CHUNK))
+            found, left = zlib.crc32(chunk, found), left - len(chunk)
+        if found != int.from_bytes(self._file.read(_CHECKSUM_BYTES), "big"):
+            parts = map(self._read, range(len(self)))
+            bad = [place for place, (part, own) in enumerate(parts) if own not in (b"", _own(part))]
+            where = f" in section {bad[0]}" if bad else ""
+            raise ArtifactError(
+                f"{self.source}: the checksum does not match, the file is damaged{where}; copy or build it again"
+            )
+        return self
+
+    def _read(self, place: int) -> tuple[bytes, bytes]:
+        self._file.seek(self._starts[place])
+        return self._file.read(self._lengths[place]), self._file.read(_own_bytes(self._lengths[place]))
+
+
+def unpack(data: bytes, source: str) -> list[bytes]:
+    """Return the sections of a file that `pack` wrote, checked as a whole.
 
     Args:
         data: the whole file.
@@ -47,57 +123,21 @@ def unpack(data: bytes, source: str) -> list[memoryview]:
         ArtifactError: the file is foreign, of another version, cut short, too long, or damaged; the message names the
             source and the reason.
     """
-    reader, lengths = _table(data, source)
-    parts = [(reader.take(length), reader.take(_own_bytes(length))) for length in lengths]
-    if zlib.crc32(reader.data) != int.from_bytes(data[-_CHECKSUM_BYTES:], "big"):
-        bad = [place for place, (part, own) in enumerate(parts) if own not in (b"", _own(part))]
-        where = f" in section {bad[0]}" if bad else ""
-        raise ArtifactError(
-            f"{source}: the checksum does not match, the file is damaged{where}; copy or build it again"
-        )
-    return [part for part, _ in parts]
+    return list(Sections(io.BytesIO(data), source).check())
 
 
-def section(data: bytes, place: int, source: str) -> memoryview:
-    """Return a view of one section of a file that `pack` wrote, without a look at the others.
-
-    Args:
-        data: the whole file.
-        place: which section, from 0.
-        source: the file's name, for messages.
-
-    Raises:
-        ArtifactError: as `unpack`, or there is no such section; a short one's own bytes are not checked.
-    """
-    reader, lengths = _table(data, source)
-    if not 0 <= place < len(lengths):
-        raise ArtifactError(f"{source}: no section {place}, there are {len(lengths)}")
-    for length in lengths[:place]:
-        reader.position += length + _own_bytes(length)
-    part = reader.take(lengths[place])
-    if reader.take(_own_bytes(len(part))) not in (b"", _own(part)):
-        raise ArtifactError(f"{source}: the checksum of section {place} does not match, the file is damaged")
-    return part
-
-
-def _table(data: bytes, source: str) -> tuple[Reader, list[int]]:
-    """Return a reader at the first section, and the lengths of all, which are those of the file."""
-    if data[: len(MAGIC)] != MAGIC:
-        raise ArtifactError(f"{source}: not a Featherweight file (it begins with {data[:4]!r}, not {MAGIC!r})")
-    if len(data) < _SHORTEST:
-        raise ArtifactError(f"{source}: cut short, {len(data)} bytes where at least {_SHORTEST} are expected")
-    reader = Reader(memoryview(data)[:-_CHECKSUM_BYTES], source)
+def _opened(start: bytes, size: int, source: str) -> Reader:
+    """Return a reader behind the version byte of a file of `size` bytes that starts so."""
+    if start[: len(MAGIC)] != MAGIC:
+        raise ArtifactError(f"{source}: not a Featherweight file (it begins with {start[:4]!r}, not {MAGIC!r})")
+    if size < _SHORTEST:
+        raise ArtifactError(f"{source}: cut short, {size} bytes where at least {_SHORTEST} are expected")
+    reader = Reader(start[: size - _CHECKSUM_BYTES], source)
     reader.take(len(MAGIC))
     version = reader.byte()
     if version != VERSION:
         raise ArtifactError(f"{source}: version {version} of the format; this Featherweight reads version {VERSION}")
-    lengths = [reader.varint(MOST_BYTES) for _ in range(reader.varint(MOST_SECTIONS))]
-    missing = sum(length + _own_bytes(length) for length in lengths) - (len(reader.data) - reader.position)
-    if missing > 0:
-        raise ArtifactError(f"{source}: cut short, {missing} bytes are missing, or damaged")
-    if missing < 0:
-        raise ArtifactError(f"{source}: {-missing} bytes too many at the end, or damaged")
-    return reader, lengths
+    return reader
 
 
 def _own_bytes(length: int) -> int:
@@ -105,7 +145,7 @@ def _own_bytes(length: int) -> int:
     return _OWN_BYTES if length >= LONG else 0
 
 
-def _own(part: Bytes) -> bytes:
+def _own(part: bytes) -> bytes:
     return (zlib.crc32(part) & 0xFFFF).to_bytes(_OWN_BYTES, "big")
 
 

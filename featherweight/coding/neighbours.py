@@ -262,7 +262,7 @@ def encode_neighbours(plan: Plan, places: NDArray[np.integer], usual: int, fast:
         usual: the centre that a reader assumes when none is written.
         fast: compiled or in plain Python; None chooses.
     """
-    symbols = np.ascontiguousarray(places, np.int32) - np.int32(plan.centre)
+    symbols = (places - plan.centre).astype(np.int16)
     steps = 3 if plan.apart else 1
     data = np.zeros(LONGEST_STEP * (steps + (plan.bits > 0)) * symbols.size + 2 * OPENING, np.uint8)
     end = run(scan, PARTS, 2, plan.arguments(symbols, data, 0, True), fast)
@@ -271,7 +271,7 @@ def encode_neighbours(plan: Plan, places: NDArray[np.integer], usual: int, fast:
 
 def decode_neighbours(
     reader: Reader, rows: int, columns: int, size: int, usual: int, fast: bool | None = None
-) -> NDArray[np.int32]:
+) -> NDArray[np.int16]:
     """Read values in about [0, size), `[rows, columns]`, that `encode_neighbours` wrote.
 
     Raises:
@@ -279,11 +279,11 @@ def decode_neighbours(
     """
     plan = Plan.unpack(reader, size, usual)
     stream = reader.rest()
-    symbols = np.zeros((rows, columns), np.int32)
+    symbols = np.zeros((rows, columns), np.int16)
     data = np.zeros(len(stream) + 2, np.uint8)
     data[: len(stream)] = np.frombuffer(stream, np.uint8)
     run(scan, PARTS, 2, plan.arguments(symbols, data, len(stream), False), fast)
-    symbols += np.int32(plan.centre)
+    symbols += np.int16(plan.centre)
     return symbols
 
 

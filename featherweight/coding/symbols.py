@@ -179,7 +179,7 @@ def _neighbours(reader: Reader, rows: int, columns: int, _nesting: int) -> NDArr
     symbols = decode_neighbours(reader, rows, columns, size, usual)
     if abs(least) > _LARGEST_ALPHABET:
         return symbols + np.int64(least)
-    symbols += np.int32(least)
+    symbols += np.int16(least)
     return symbols
 
 
