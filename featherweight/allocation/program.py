@@ -44,21 +44,18 @@ class Allocation:
     damage: float
 
 
-def solve(
-    tables: Tables, limits: Mapping[str, float], goal: str = "damage", scale: Mapping[str, float] | None = None
-) -> Allocation:
+def solve(tables: Tables, limits: Mapping[str, float], goal: str = "damage") -> Allocation:
     """Return the choice of least `goal` that keeps every limit.
 
     Args:
         tables: what can be chosen.
         limits: most of `size`, `params`, `macs`, `seconds` and `damage`, those that count.
         goal: which of them is to be least.
-        scale: factors on the damage of each weight, by name, as true evaluations found them; 1 where there is none.
 
     Raises:
         BudgetError: no choice keeps the limits; the message has the least that each of them can be.
     """
-    program = _Program(tables, [name for name in COSTS if name in limits or name == goal], scale or {})
+    program = _Program(tables, [name for name in COSTS if name in limits or name == goal])
     picked = program.least(goal, limits)
     if picked is None:
         least = {name: program.least(name, {}) for name in limits}
@@ -76,7 +73,6 @@ def front(
     metric: str,
     points: int = 12,
     limits: Mapping[str, float] | None = None,
-    scale: Mapping[str, float] | None = None,
 ) -> list[Allocation]:
     """Return allocations of least damage, the mildest first, evenly apart in the logarithm of one cost.
 
@@ -85,13 +81,12 @@ def front(
         metric: `size`, `params`, `macs` or `seconds`.
         points: how many, at least 2.
         limits: others to keep.
-        scale: as of `solve`.
     """
     others = dict(limits or {})
-    least = solve(tables, others, metric, scale).costs[metric]
-    most = solve(tables, others, scale=scale).costs[metric]
+    least = solve(tables, others, metric).costs[metric]
+    most = solve(tables, others).costs[metric]
     return [
-        solve(tables, {**others, metric: float(step) * (1 + 1e-9)}, scale=scale)
+        solve(tables, {**others, metric: float(step) * (1 + 1e-9)})
         for step in np.geomspace(max(most, least), least, points)
     ]
 
@@ -99,34 +94,32 @@ def front(
 class _Program:
     """The variables as columns: what each belongs to, costs and loses, and the equations they obey."""
 
-    def __init__(self, tables: Tables, metrics: list[str], scale: Mapping[str, float]) -> None:
+    def __init__(self, tables: Tables, metrics: list[str]) -> None:
         self.tables = tables
         self.offered = [frontier(row.treatments, metrics or ["size"]) for row in tables.rows]
-        parts = [self._of_row(place, row, scale.get(row.name, 1.0)) for place, row in enumerate(tables.rows)]
+        parts = [self._of_row(place, row) for place, row in enumerate(tables.rows)]
         parts += [self._of_group(at, group) for at, group in enumerate(tables.groups)]
         self.columns: dict[str, Any] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         self.equations, self.right = self._agreement()
 
-    def _of_row(self, place: int, row: Row, factor: float) -> dict[str, NDArray[Any]]:
+    def _of_row(self, place: int, row: Row) -> dict[str, NDArray[Any]]:
         """The variables of a weight: each share of its outputs, of its inputs, and each treatment."""
         making, reading = (self.tables.groups[at] if at >= 0 else _WHOLE for at in (row.makes, row.reads))
         offered, counts = self.offered[place], (len(making.shares), len(reading.shares))
         made, read, which = (part.flatten() for part in np.indices((*counts, len(offered))))
         shares = np.array(making.shares)[made], np.array(reading.shares)[read]
         columns = {name: self._cost(name, row, offered, which, *shares) for name in (*COSTS, "damage")}
-        columns["damage"] = factor * columns["damage"]
         columns["seconds"] = np.array(row.seconds)[made, read] if row.seconds else np.zeros(len(made))
         return {**columns, "owner": np.full(len(made), place), "made": made, "read": read, "which": which}
 
     def _cost(
         self, name: str, row: Row, offered: tuple[Treatment, ...], which: NDArray[Any], out: Floats, inside: Floats
     ) -> Floats:
-        whole = np.array([getattr(one, name) for one in offered])
-        left = [
-            one.share(name, row.shape, *pair)
-            for one, *pair in zip((offered[i] for i in which), out, inside, strict=True)
-        ]
-        return whole[which] * np.array(left)
+        found = np.zeros(len(which))
+        for place, one in enumerate(offered):
+            own = which == place
+            found[own] = getattr(one, name) * one.share(name, row.shape, out[own], inside[own])
+        return found
 
     def _of_group(self, at: int, group: Group) -> dict[str, NDArray[Any]]:
         """The variables of a group: each share."""
@@ -155,7 +148,8 @@ class _Program:
                     leader = (owner == rows + at) & (made == shares)
                     blocks.append(chosen - leader)
         right = np.concatenate([np.ones(len(blocks[0])), *(np.zeros(len(block)) for block in blocks[1:])])
-        return vstack([csr_matrix(block) for block in blocks]).tocsr(), right
+        matrix: csr_matrix = vstack([csr_matrix(block) for block in blocks]).tocsr()
+        return matrix, right
 
     def least(self, goal: str, limits: Mapping[str, float]) -> NDArray[np.int64] | None:
         """Return the variables taken, or None where no choice keeps the limits."""
@@ -174,9 +168,7 @@ class _Program:
         )
         if relaxed.x is None:
             return None
-        reduced = target - self.equations.T @ relaxed.eqlin.marginals
-        if limits:
-            reduced = reduced - costs.T @ relaxed.ineqlin.marginals
+        reduced: Floats = relaxed.lower.marginals
         order, many = np.sort(reduced), _FIRST * len(np.unique(self.columns["owner"]))
         reach = order[min(many, len(order)) - 1]
         while True:
@@ -196,7 +188,8 @@ class _Program:
                 # whoever takes a variable outside pays at least its reduced cost more than the relaxation
                 needed = solved.fun * (1 - _GAP) - relaxed.fun
                 if everything or needed <= reach:
-                    return kept[solved.x > 0.5]
+                    picked: NDArray[np.int64] = kept[solved.x > 0.5]
+                    return picked
                 reach = needed
             elif everything:
                 return None

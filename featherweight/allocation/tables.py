@@ -29,7 +29,7 @@ from featherweight.modes import evaluating
 from featherweight.technique import Context
 from featherweight.techniques.cuts import keep_edit
 from featherweight.techniques.factorizations import Metric, matrix_factors
-from featherweight.techniques.importance import indices, sums, within
+from featherweight.techniques.importance import indices, makes, sums, within
 from featherweight.techniques.matrices import matrices
 from featherweight.techniques.rounding import grid_scale
 from featherweight.techniques.scores import largest
@@ -41,10 +41,11 @@ DENSITIES = (1.0, 0.6, 0.4, 0.25, 0.16, 0.1, 0.06, 0.04, 0.025)
 RANKS = (0.7, 0.5, 0.35, 0.25, 0.15, 0.1)  # shares of the rank at which two factors are as large as the matrix
 RANK_BITS = (3, 4, 5, 6, 8)
 SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2)
-_TRIED = 2  # of the densities, ranks and shares each
+_TRIED = 3  # of the densities, ranks and shares each
 _LEAST_RANKED = 2  # ranks below which factoring a layer is not tried
 _SCALE_BYTES = 2.0
-_MOST_MACS = 2e12  # of all true evaluations together
+_ENOUGH = 2048  # values that a step is chosen by
+_MOST_MACS = 1e12  # of all true evaluations together
 _FEWEST, _MOST = 32, 2048  # samples of each of them
 _FACTORED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -74,11 +75,12 @@ def measure_tables(model: nn.Module, context: Context, count: int = 16) -> Table
     for place, (name, weight) in enumerate(weights.items()):
         context.report(f"damage and cost of {name}", place / (len(weights) + len(clusters)))
         table = _Weight(model, name, weight, nats.get(name), used.get(id(weight), 1.0), reference)
-        makes, reads = (_member(clusters, name, dim) for dim in (0, 1))
-        rows.append(Row(name, table.path, tuple(weight.shape), makes, reads, table.treatments()))
+        out, inside = (_member(clusters, name, dim) for dim in (0, 1))
+        rows.append(Row(name, table.path, tuple(weight.shape), out, inside, table.treatments()))
     groups = []
     for place, cluster in enumerate(clusters):
-        names = tuple(group.name for group in cluster)
+        made = {name.rpartition(".")[0] for group in cluster for name, dim in group.members if makes(model, name, dim)}
+        names = tuple(path for path, _ in model.named_modules() if path in made)
         context.report(f"damage of {names[0]}'s channels", (len(weights) + place) / (len(weights) + len(clusters)))
         units = min(map(len, cluster))
         groups.append(Group(names, units, SHARES, _removal(model, cluster, nats, reference)))
@@ -153,7 +155,7 @@ class _Weight:
             for bits in BITS:
                 rounded, size = _rounded(pruned, bits)
                 more = self._predicted(rounded) - lost
-                found.append(self._treatment(bits, density, 0, damage + max(0.0, more), size, self.matrix.numel()))
+                found.append(self._treatment(bits, density, 0, damage, more, size, self.matrix.numel()))
         found.sort(key=lambda one: (-one.density, -one.bits))
         layer = module_at(self.model, self.path)
         if isinstance(layer, _FACTORED) and getattr(layer, "groups", 1) == 1 and self.name.endswith("weight"):
@@ -164,13 +166,14 @@ class _Weight:
             for (outer, inner), ((rank, lost, _), damage) in zip(factors, self._corrected(family), strict=True):
                 for bits in RANK_BITS:
                     (left, size), (right, more) = _rounded(outer, bits), _rounded(inner, bits)
-                    further = max(0.0, self._predicted(left @ right) - lost)
-                    params = outer.numel() + inner.numel()
-                    found.append(self._treatment(bits, 1.0, int(rank), damage + further, size + more, params))
+                    further, params = self._predicted(left @ right) - lost, outer.numel() + inner.numel()
+                    found.append(self._treatment(bits, 1.0, int(rank), damage, further, size + more, params))
         return tuple(found)
 
-    def _treatment(self, bits: int, density: float, rank: int, damage: float, size: float, params: int) -> Treatment:
-        return Treatment(bits, density, rank, damage, size, float(params), params * self.used)
+    def _treatment(
+        self, bits: int, density: float, rank: int, removal: float, rounding: float, size: float, params: int
+    ) -> Treatment:
+        return Treatment(bits, density, rank, removal, max(0.0, rounding), size, float(params), params * self.used)
 
     def _predicted(self, value: Tensor) -> float:
         return float((self.nats * (value - self.matrix).square()).sum())
@@ -199,7 +202,7 @@ class _Weight:
             self.reference.changed(self.model, {self.name: value.reshape(self.shape).to(self.like)})
             for _, _, value in (family[at] for at in _spaced(len(family)))
         ]
-        damages = corrected(predicted, {at: value for at, value in zip(_spaced(len(family)), true, strict=True)})
+        damages = corrected(predicted, dict(zip(_spaced(len(family)), true, strict=True)))
         yield from zip(family, damages, strict=True)
 
 
@@ -221,19 +224,25 @@ def corrected(predicted: Sequence[float], true: Mapping[int, float]) -> list[flo
 
 
 def _spaced(count: int) -> list[int]:
-    """Places of those that are tried: evenly apart, without the mildest."""
-    return sorted(
-        {round((at + 1) * (count - 1) / (_TRIED + 0.5)) for at in range(_TRIED)} - ({0} if count > 1 else set())
-    )
+    """Places of those that are tried, from the second mildest to the second strongest."""
+    return sorted(set(np.linspace(min(1, count - 1), max(0, count - 2), _TRIED).round().astype(int).tolist()))
 
 
 def _rounded(matrix: Tensor, bits: int) -> tuple[Tensor, float]:
     """The matrix on the grid of least squared error, and about how many bytes its codes take."""
-    step, high = float(grid_scale(matrix, bits, per_channel=False)), limit(bits)
+    step, high = float(grid_scale(_some(matrix), bits, per_channel=False)), limit(bits)
     codes = (matrix / step).round().clamp(-high, high)
-    counts = torch.unique(codes, return_counts=True)[1].double()
-    shares = counts / counts.sum()
+    counts = torch.bincount((codes + high).flatten().long()).double()
+    shares = (counts / counts.sum()).clamp_min(1e-300)
     return codes * step, float(-(counts * shares.log2()).sum()) / 8 + _SCALE_BYTES
+
+
+def _some(matrix: Tensor) -> Tensor:
+    """Magnitudes evenly apart in their order, the largest among them: enough to choose a step by."""
+    if matrix.numel() <= _ENOUGH:
+        return matrix.reshape(1, -1)
+    ordered = matrix.abs().flatten().sort(descending=True).values
+    return ordered[torch.linspace(0, len(ordered) - 1, _ENOUGH).long()].reshape(1, -1)
 
 
 def _removal(

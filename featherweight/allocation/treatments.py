@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 COSTS = ("size", "params", "macs")
+FAMILIES = ("channels", "ranks", "zeros", "rounding")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Treatment:
         bits: width of the codes, 2 to 8; 32 for floats.
         density: share of the weights that are not zero, above 0, up to 1.
         rank: of the two factors in its place; 0 for one matrix.
-        damage: nats by which the network's output diverges, alone.
+        removal: nats by which the network's output diverges for the zeros or the lower rank, alone.
+        rounding: further nats for the rounding.
         size: bytes in the file.
         params: elements that are stored.
         macs: multiply-adds of one sample.
@@ -31,13 +33,19 @@ class Treatment:
     bits: int
     density: float
     rank: int
-    damage: float
+    removal: float
+    rounding: float
     size: float
     params: float
     macs: float
 
-    def share(self, cost: str, shape: tuple[int, ...], out: float, inside: float) -> float:
-        """Return the share of a cost, or of the damage, that is left with shares of outputs and inputs.
+    @property
+    def damage(self) -> float:
+        """Nats in all."""
+        return self.removal + self.rounding
+
+    def share(self, cost: str, shape: tuple[int, ...], out: Any, inside: Any) -> Any:
+        """Return the share of a cost, or of the damage, that is left with shares of outputs and inputs, numbers or arrays.
 
         Factors of a rank `r` have `r (out + in)` entries, and their ranks stay.
         """
@@ -107,6 +115,24 @@ class Tables:
     groups: tuple[Group, ...]
     fixed: dict[str, float]
 
+    def scaled(self, factors: Mapping[str, float]) -> Tables:
+        """Return tables whose damages are multiplied, by family, as what healing leaves of them differs.
+
+        Args:
+            factors: for some of `FAMILIES`.
+        """
+        channels, rounding = factors.get("channels", 1.0), factors.get("rounding", 1.0)
+
+        def treated(one: Treatment) -> Treatment:
+            removal = one.removal * factors.get("ranks" if one.rank else "zeros", 1.0)
+            return replace(one, removal=removal, rounding=one.rounding * rounding)
+
+        rows = tuple(replace(row, treatments=tuple(map(treated, row.treatments))) for row in self.rows)
+        groups = tuple(
+            replace(group, damages=tuple(channels * lost for lost in group.damages)) for group in self.groups
+        )
+        return replace(self, rows=rows, groups=groups)
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON-able form."""
         return dataclasses.asdict(self)
@@ -137,7 +163,9 @@ class Tables:
 
 
 def frontier(treatments: Sequence[Treatment], metrics: Sequence[str]) -> tuple[Treatment, ...]:
-    """Return the treatments that no other one beats in damage and in every one of some costs, the mildest first.
+    """Return the treatments that none of their form beats in damage and in every one of some costs, the mildest first.
+
+    Matrices and factors are apart, because channels that leave make them smaller in different proportions.
 
     Args:
         treatments: of one weight.
@@ -145,6 +173,7 @@ def frontier(treatments: Sequence[Treatment], metrics: Sequence[str]) -> tuple[T
     """
     kept: list[Treatment] = []
     for one in sorted(treatments, key=lambda one: (one.damage, *(getattr(one, metric) for metric in metrics))):
-        if not any(all(getattr(other, metric) <= getattr(one, metric) for metric in metrics) for other in kept):
+        alike = (other for other in kept if bool(other.rank) == bool(one.rank))
+        if not any(all(getattr(other, metric) <= getattr(one, metric) for metric in metrics) for other in alike):
             kept.append(one)
     return tuple(kept)
