@@ -17,7 +17,6 @@ _SHARES = 5
 def damage_tables(tables: Tables) -> list[Table]:
     """Return a table of weights and one of channel groups, readable at 100 columns."""
     shown: dict[str, Callable[[Row], Treatment | None]] = {
-        "8 bits": lambda row: _stored(row, 8, 1.0),
         f"{_BITS} bits": lambda row: _stored(row, _BITS, 1.0),
         "2 bits": lambda row: _stored(row, 2, 1.0),
         f"{_DENSITY:.0%} left, {_BITS} bits": lambda row: _stored(row, _BITS, _DENSITY),
@@ -44,7 +43,7 @@ def damage_tables(tables: Tables) -> list[Table]:
 def _table(title: str, *headers: str) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     for place, header in enumerate(headers):
-        table.add_column(header, justify="right" if place else "left", overflow="fold")
+        table.add_column(header, justify="right" if place else "left", overflow="fold", no_wrap=not place)
     return table
 
 
