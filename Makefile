@@ -40,6 +40,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/pruning_unstructured.py
 	$(BIN)/python benchmarks/pruning_sparse_bytes.py
 	$(BIN)/python benchmarks/distillation_ensemble.py
+	$(BIN)/python benchmarks/distillation_table.py
 	$(BIN)/python benchmarks/distillation_unlabelled.py
 	$(BIN)/python benchmarks/lowrank_sweep.py
 	$(BIN)/python benchmarks/lowrank_vgg19.py

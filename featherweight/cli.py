@@ -1,4 +1,4 @@
-"""The command line, a thin shell over the functions: compress, measure, inspect, run, export, verify, pack, unpack, list."""
+"""The command line, a thin shell over the functions: compress, measure, analyze, inspect, run, export, verify, pack, unpack, list."""
 
 from __future__ import annotations
 
@@ -260,6 +260,28 @@ def measure(
         found = find_task(subject)
         facts = measure_task(found.model, found.data)
     _show(facts, subject, as_json)
+
+
+@app.command()
+def analyze(task: TaskName, as_json: AsJson = False) -> None:
+    """Print the damage and cost tables: what each way to store a weight loses, in nats of the output, and takes, in bytes.
+
+    Damage is measured on calibration data without labels, one weight at a time.
+    """
+    from featherweight.inspection import analyze_task
+    from featherweight.tasks import find_task
+
+    with _showing(as_json) as progress:
+        progress(f"loading {task}", 0.0)
+        found = find_task(task)
+        tables = analyze_task(found.model, found.data, progress)
+    if as_json:
+        _emit(tables.to_json())
+        return
+    from featherweight.report.damages import damage_tables
+
+    for table in damage_tables(tables):
+        Console().print(table)
 
 
 @app.command()

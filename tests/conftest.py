@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def quick():
+def quick(tmp_path_factory):
     """Times are taken in a few calls, since no test asserts one; the exporter reads its library of operators once."""
     from onnxscript._framework_apis import torch_2_5
 
@@ -78,6 +78,7 @@ def quick():
     hasty = functools.partial(featherweight.latency.interleaved, seconds=0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(featherweight.latency, "_SPIN", 0.0)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(
             featherweight.latency, "interleaved", lambda calls, *ignored, **ignored_too: hasty(calls, least=3)
         )

@@ -17,7 +17,7 @@ from featherweight.portable import export_graph
 from featherweight.recipe_files import describe_techniques, load_recipe
 from featherweight.techniques import TECHNIQUES
 
-COMMANDS = ("compress", "compare", "measure", "inspect", "run", "export", "verify", "list")
+COMMANDS = ("compress", "compare", "measure", "analyze", "inspect", "run", "export", "verify", "list")
 COMPRESS_KEYS = {
     "file_bytes",
     "original_bytes",
@@ -139,6 +139,17 @@ def test_measure_a_task(command, task_file):
     assert set(facts["latency"]) == {"pytorch", "onnxruntime"}
     assert done.code == 0
     assert done.err == ""
+
+
+def test_analyze_prints_damage_and_cost(command, task_file):
+    facts = one_object(command("analyze", f"{task_file}:task", "--json").out)
+    assert {row["name"] for row in facts["rows"]} >= {"head.weight"}
+    ways = facts["rows"][0]["treatments"]
+    assert ways[0]["removal"] == 0 < max(one["removal"] for one in ways)
+    shown = command("analyze", f"{task_file}:task")
+    assert shown.code == 0
+    for words in ("head.weight", "4 bits", "nats"):
+        assert words in shown.out
 
 
 def test_measure_a_file(command, compressed, task_file):

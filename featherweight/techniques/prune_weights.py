@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from torch import nn
+from torch import Tensor, nn
 
 from featherweight.edits import Write
+from featherweight.errors import RecipeError, closest
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.matrices import cubic, fresh_masks, matrices
-from featherweight.techniques.patterns import KeepOf, Pattern, parse_pattern
-from featherweight.techniques.scores import masks_at
+from featherweight.techniques.patterns import Blocks, KeepOf, Pattern, parse_pattern
+from featherweight.techniques.scores import largest, masks_at
 from featherweight.techniques.train import Training, fit
 
 _RAMP = 0.6  # share of training over which the ratio rises; the rest heals at the final ratio
@@ -24,7 +27,8 @@ class PruneWeights(Technique):
 
     Every zero stays zero through any later training. Biases and norms are never pruned. `pattern` says where zeros may
     stand: `""` anywhere, `"2:4"` so that 2 of each 4 consecutive inputs stay (then `ratio` must be 0.5), `"4x1"` in whole
-    blocks of 4 outputs and 1 input.
+    blocks of 4 outputs and 1 input. `ratios` gives tensors ratios of their own by name, such as `"0.weight 0.5, layer1.* 0.9"`;
+    each is ranked within, and those that no pattern matches are left dense.
 
     Paper: Zhu & Gupta, "To prune, or not to prune", 2017: `s_t = s (1 - (1 - t/n)^3)`; ranking `lamp`: Lee et al., 2021;
         ranking `erk`: Evci et al., 2020.
@@ -36,13 +40,16 @@ class PruneWeights(Technique):
     ratio: float = setting(0.9, low=0.0, high=0.9999)
     ranking: str = setting("lamp", choices=("lamp", "global", "layer", "erk"))
     pattern: str = setting("")
+    ratios: str = setting("")
     epochs: int = setting(0, low=0, high=10_000)
     learning_rate: float = setting(1e-3, low=0.0, high=1.0)
     teacher_share: float = setting(0.7, low=0.0, high=1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._pattern()
+        if self._pattern() != Blocks() and self.ratios:
+            raise RecipeError("prune_weights: ratios of single tensors go without a pattern")
+        _read(self.ratios)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -52,12 +59,20 @@ class PruneWeights(Technique):
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield one Write that names every pruned tensor as sparse."""
         weights = matrices(model, context)
+        own = _own_ratios(_read(self.ratios), weights)
+        weights = {name: weight for name, weight in weights.items() if name in own} if self.ratios else weights
         if not weights:
             return
         pattern = self._pattern()
         ratio = pattern.ratio if isinstance(pattern, KeepOf) else self.ratio
+
+        def chosen_at(share: float) -> dict[str, Tensor]:
+            if self.ratios:
+                return {name: largest(weight.detach().abs(), share * own[name]) for name, weight in weights.items()}
+            return masks_at(weights, share * ratio, self.ranking, pattern)
+
         if not self.epochs:
-            chosen = masks_at(weights, ratio, self.ranking, pattern)
+            chosen = chosen_at(1.0)
             state = {name: weights[name].detach().masked_fill(~mask, 0.0) for name, mask in chosen.items()}
             yield Write(state, tuple(sorted(state)))
             return
@@ -66,7 +81,7 @@ class PruneWeights(Technique):
         def schedule(before: float, done: float) -> bool:
             due = cubic(before, done, 0.0, _RAMP)
             if due is not None:
-                for name, mask in masks_at(weights, ratio * due, self.ranking, pattern).items():
+                for name, mask in chosen_at(due).items():
                     masks[name].logical_and_(mask)
             return done >= _RAMP
 
@@ -80,3 +95,36 @@ class PruneWeights(Technique):
 
     def _pattern(self) -> Pattern:
         return parse_pattern(self.pattern, self.ratio, "prune_weights")
+
+
+def _read(text: str) -> dict[str, float]:
+    """Ratios by pattern of a tensor's name, `"0.weight 0.5, layer1.* 0.9"`."""
+    found: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        pattern, _, number = part.rpartition(" ")
+        try:
+            found[pattern.strip()] = float(number)
+        except ValueError:
+            found[pattern.strip()] = -1.0
+        if not pattern or not 0 <= found[pattern.strip()] <= 0.9999:
+            raise RecipeError(
+                f"prune_weights: {part!r} in ratios is no name and ratio from 0 to 0.9999, such as 'layer1.*.weight 0.9'"
+            )
+    return found
+
+
+def _own_ratios(ratios: dict[str, float], names: Iterable[str]) -> dict[str, float]:
+    """The ratio of each tensor that a pattern matches, the first that does.
+
+    Raises:
+        RecipeError: a pattern matches none.
+    """
+    names = list(names)
+    for pattern in ratios:
+        if not fnmatch.filter(names, pattern):
+            raise RecipeError(f"prune_weights: no weight in scope is called {pattern!r}.{closest(pattern, names)}")
+    return {
+        name: next(ratio for pattern, ratio in ratios.items() if fnmatch.fnmatchcase(name, pattern))
+        for name in names
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in ratios)
+    }

@@ -29,6 +29,20 @@ def unit_macs(model: nn.Module, groups: Sequence[CoupledGroup], context: Context
         groups: of this model.
         context: gives the example.
     """
+    used = uses(model, context)
+    named = named_tensors(model)
+    return [
+        max(1.0, sum(_entries(group, member, named, used) for member in range(len(group.members)))) for group in groups
+    ]
+
+
+def uses(model: nn.Module, context: Context) -> dict[int, float]:
+    """Return how often one sample uses each entry of a parameter, by the parameter's `id`: once a position of the output.
+
+    Args:
+        model: comes back as it was.
+        context: gives the example.
+    """
     inputs = example_inputs(context.data, context.device)
     positions: dict[int, float] = {}
 
@@ -44,15 +58,11 @@ def unit_macs(model: nn.Module, groups: Sequence[CoupledGroup], context: Context
         stack.enter_context(unfused())
         stack.enter_context(evaluating(model))
         forward(model, inputs)
-    used = {
+    return {
         id(parameter): positions.get(id(module), 1.0)
         for module in model.modules()
         for parameter in module._parameters.values()
     }
-    named = named_tensors(model)
-    return [
-        max(1.0, sum(_entries(group, member, named, used) for member in range(len(group.members)))) for group in groups
-    ]
 
 
 def _entries(group: CoupledGroup, member: int, named: dict[str, Tensor], used: dict[int, float]) -> float:

@@ -1,0 +1,192 @@
+"""Students of three sizes on three data sets: trained alone, by soft targets, DKD, DIST and relations, with equal effort.
+
+    FEATHERWEIGHT_DATA=../shared/data python benchmarks/distillation_table.py [--names mnist digits cifar10]
+
+Every row of a data set has the same epochs and augmentation, and its learning rate from one grid, by validation accuracy of seed
+0; test accuracy of three seeds is what counts. The teacher is LeNet-5-Caffe, the LSTM of two layers of 256, or ResNet-56. A cell
+that is done is kept, so that it runs in several sittings; rows are written once all data sets are done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cifar
+import speech
+from bytes_lenet import NETWORKS as LENETS
+from networks import ResNet
+from originals import cache, original
+from results import keep, kept, record
+from torch import Tensor, nn
+
+from featherweight import Context, Data, run
+from featherweight.scoring import evaluate
+from featherweight.tasks import mnist
+from featherweight.techniques import Distill
+from featherweight.techniques.seeding import seeded
+
+NAME = "distillation_table"
+SEEDS, RATES = (0, 1, 2), (1e-3, 3e-3, 1e-2)
+GAIN = 1.0  # points over training alone that count
+ALONE, SOFT = "alone", "soft targets"
+METHODS = {  # the loss on what the teacher says
+    ALONE: "none",
+    SOFT: "soft_targets",
+    "dkd": "0.25 * dkd",
+    "dist": "0.5 * dist",
+    "soft targets and relations": "soft_targets + {relations}",
+}
+
+
+class Listener(nn.Module):
+    """Two LSTM layers of a width over log-mel frames and a linear layer on the last step."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(speech.BANDS, width, 2, batch_first=True)
+        self.linear = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits `[n, 10]` of frames `[n, frames, 40]`."""
+        return self.linear(self.lstm(x)[0][:, -1])
+
+
+def perceptron(*widths: int) -> nn.Module:
+    """Return a perceptron 784-widths-10 with ReLU, on images `[n, 1, 28, 28]`."""
+    sizes = (784, *widths)
+    inner = [part for a, b in zip(sizes, widths, strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *inner, nn.Linear(sizes[-1], 10))
+
+
+@dataclass(frozen=True)
+class Course:
+    """One data set: its data, its teacher, its students by name, and how long they learn.
+
+    Attributes:
+        data: returns the data.
+        teacher: returns the teacher, given them.
+        students: return untrained students; below 100,000, 300,000 and 1,000,000 parameters.
+        epochs: of every student.
+        relations: the loss on features that goes with soft targets, by the paths of both networks.
+    """
+
+    data: Callable[[], Data]
+    teacher: Callable[[Data], nn.Module]
+    students: dict[str, Callable[[], nn.Module]]
+    epochs: int
+    relations: str
+
+
+def _lenet5(data: Data) -> nn.Module:
+    return original("lenet5", 0, LENETS["lenet5"].build, data, LENETS["lenet5"].training)
+
+
+COURSES = {
+    "mnist": Course(
+        mnist.data,
+        _lenet5,
+        {
+            "784-100-10": partial(perceptron, 100),
+            "784-300-100-10": partial(perceptron, 300, 100),
+            "784-600-300-10": partial(perceptron, 600, 300),
+        },
+        10,
+        "0.1 * relational 2 -> 7",
+    ),
+    "digits": Course(
+        speech.data,
+        lambda _: speech.task().model,
+        {f"2 x {width}": partial(Listener, width) for width in (64, 128, 256)},
+        20,
+        "0.1 * relational lstm -> lstm",
+    ),
+    "cifar10": Course(
+        cifar.data,
+        lambda _: cifar.task("resnet56").model,
+        {f"ResNet-{6 * blocks + 2}": partial(ResNet, blocks) for blocks in (1, 3, 9)},
+        6,
+        "attention layer3 -> layer3",
+    ),
+}
+
+
+def learnt(course: Course, student: str, method: str, rate: float, seed: int, place: str) -> dict[str, float]:
+    """Train one student and return its accuracies."""
+    data = course.data()
+    teacher = course.teacher(data)
+    with seeded(seed):
+        model = course.students[student]()
+    technique = Distill(
+        epochs=course.epochs,
+        learning_rate=rate,
+        teacher_share=0.0 if method == ALONE else 0.9,
+        temperature=4.0,
+        loss=METHODS[method].format(relations=course.relations),
+    )
+    context = Context(data=data, teacher=teacher, seed=seed, workspace=cache() / NAME / place, report=_say)
+    model = run(technique, model, context).model
+    return {part: 100 * evaluate(model, data, part).value for part in ("validate", "test")}
+
+
+def measured(name: str, done: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Return the test accuracies of every student of a data set by method, one a seed, measured where they are missing."""
+    course, found = COURSES[name], {}
+
+    def cell(student: str, method: str, rate: float, seed: int) -> dict[str, float]:
+        key = f"{name} {student} {method} {rate:g} {seed}"
+        if key not in done:
+            done[key] = learnt(course, student, method, rate, seed, key.replace(" ", "_"))
+            keep(NAME, {**kept(NAME), key: done[key]})
+            sys.stdout.write(f"{key}: {done[key]}\n")
+            sys.stdout.flush()
+        return dict(done[key])
+
+    for student in course.students:
+        for method in METHODS:
+            rate = max(RATES, key=lambda rate: cell(student, method, rate, 0)["validate"])
+            found.setdefault(student, {})[method] = [cell(student, method, rate, seed)["test"] for seed in SEEDS]
+    return found
+
+
+def gains(found: dict[str, dict[str, list[float]]], methods: tuple[str, ...]) -> dict[str, float]:
+    """Return, for each student, the mean gain over training alone of the best of some methods, in points."""
+    means = {student: {how: statistics.mean(values) for how, values in rows.items()} for student, rows in found.items()}
+    return {student: max(rows[how] for how in methods) - rows[ALONE] for student, rows in means.items()}
+
+
+def main() -> None:
+    """Measure what is missing; write the rows when all data sets are done."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--names", nargs="*", choices=tuple(COURSES), default=list(COURSES))
+    names = asked.parse_args().names
+    done = kept(NAME)
+    tables = {name: measured(name, done) for name in names}
+    if set(tables) != set(COURSES):
+        return
+    others = tuple(method for method in METHODS if method not in (ALONE, SOFT))
+    for row, methods in (("soft_targets", (SOFT,)), ("best_other", others)):
+        best = {name: gains(found, methods) for name, found in tables.items()}
+        reached = [name for name, by_student in best.items() if max(by_student.values()) >= GAIN]
+        told = "; ".join(
+            f"{name}: " + ", ".join(f"{student} {gain:+.2f}" for student, gain in by_student.items())
+            for name, by_student in best.items()
+        )
+        note = (
+            f"data sets where a student gains at least {GAIN:g} point over training alone by {' or '.join(methods)}; mean gain over "
+            f"{len(SEEDS)} seeds in points of test accuracy: {told}"
+        )
+        record(NAME, f"distillation.sets.{row}", len(reached), len(SEEDS), note, tables)
+
+
+def _say(message: str, _: float) -> None:
+    sys.stderr.write(f"{message}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Damage and cost tables: what is predicted against what the network really loses, and what the file really takes."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from featherweight.allocation import Tables, measure_tables, tables_of
+from featherweight.allocation.tables import corrected
+from featherweight.allocation.treatments import Treatment, frontier
+from featherweight.allocation.truth import Reference
+from featherweight.coding import encode_tensor
+from featherweight.data import Data
+from featherweight.errors import DataError
+from featherweight.layers.quantized import limit
+from featherweight.technique import Context
+from featherweight.techniques.rounding import grid_scale, to_codes
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 5)).eval()
+
+
+@pytest.fixture(scope="module")
+def context():
+    torch.manual_seed(1)
+    batches = [(torch.randn(64, 20), torch.zeros(64, dtype=torch.long)) for _ in range(6)]
+    return Context(data=Data(example=torch.ones(1, 20), calibrate=batches), seed=0)
+
+
+@pytest.fixture(scope="module")
+def tables(network, context):
+    return measure_tables(network, context)
+
+
+def treatment(tables, name, **wanted):
+    row = next(row for row in tables.rows if row.name == name)
+    return next(one for one in row.treatments if all(getattr(one, key) == value for key, value in wanted.items()))
+
+
+def test_rows_and_groups_are_the_network(tables, network):
+    assert [(row.name, row.makes, row.reads) for row in tables.rows] == [
+        ("0.weight", 0, -1),
+        ("2.weight", 1, 0),
+        ("4.weight", -1, 1),
+    ]
+    assert [(group.names, group.units) for group in tables.groups] == [(("0",), 48), (("2",), 48)]
+    plain = [row.treatments[0] for row in tables.rows]
+    assert tables.fixed["params"] + sum(one.params for one in plain) == sum(p.numel() for p in network.parameters())
+    assert sum(one.macs for one in plain) == 20 * 48 + 48 * 48 + 48 * 5
+    assert tables.fixed["macs"] == 0
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_the_damage_of_rounding_is_that_of_the_network(tables, network, context, bits):
+    """Independent errors: the diagonal of the curvature predicts them, up to the noise of its probes."""
+    weight = network[2].weight
+    step = grid_scale(weight, bits, per_channel=False)
+    rounded = to_codes(weight, step, bits) * step
+    true = Reference(network, context, 384).changed(network, {"2.weight": rounded})
+    assert 0.6 < treatment(tables, "2.weight", bits=bits, density=1.0, rank=0).damage / true < 1.6
+
+
+@pytest.mark.parametrize("density", [0.6, 0.16])
+def test_the_damage_of_zeros_is_close_to_the_networks(tables, network, context, density):
+    weight = network[2].weight.detach()
+    kept = weight.abs() >= weight.abs().flatten().sort(descending=True).values[round(density * weight.numel()) - 1]
+    true = Reference(network, context, 384).changed(network, {"2.weight": weight * kept})
+    assert treatment(tables, "2.weight", bits=8, density=density).removal == pytest.approx(true, rel=0.3)
+
+
+def test_bytes_are_about_those_of_the_coder():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(200, 200)).eval()
+    data = Data(example=torch.ones(1, 200), calibrate=[(torch.randn(8, 200), torch.zeros(8))], loss="mse")
+    found = measure_tables(model, Context(data=data))
+    weight = model[0].weight.detach()
+    kept = weight * (weight.abs() >= weight.abs().flatten().kthvalue(weight.numel() - 4000 + 1).values)
+    codes = to_codes(kept, grid_scale(kept, 4, per_channel=False), 4)
+    assert int(codes.abs().max()) == limit(4)
+    predicted = treatment(found, "0.weight", bits=4, density=0.1).size
+    assert predicted == pytest.approx(len(encode_tensor(codes)), rel=0.05)
+
+
+def test_predictions_follow_the_ratios_between_those_tried():
+    """True over predicted is 2 at 1 and 8 at 4; at 2, half way between on logarithmic scales, it is 4."""
+    assert corrected([0.0, 1.0, 2.0, 4.0, 8.0], {1: 2.0, 3: 32.0}) == pytest.approx([0, 2, 8, 32, 64])
+    assert corrected([0.0, 1.0], {}) == [0.0, 1.0]
+
+
+def test_the_reference_is_a_divergence_in_nats(context):
+    model = nn.Linear(20, 2)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    reference = Reference(model, context, 100)
+    assert reference.divergence(model) == 0
+    bias = torch.tensor([math.log(3.0), 0.0])  # chances of 3/4 and 1/4 where both were 1/2
+    wanted = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    assert reference.changed(model, {"bias": bias}) == pytest.approx(wanted, rel=1e-6)
+    assert not model.bias.any()
+    with pytest.raises(DataError, match="calibrate"):
+        Reference(model, Context(data=Data(example=torch.ones(1, 20), calibrate=[])), 10)
+
+
+def test_only_what_nothing_beats_is_offered():
+    def one(bits, damage, size):
+        return Treatment(bits, 1.0, 0, damage, 0.0, size, size, 1.0)
+
+    best = [one(8, 0.0, 8.0), one(4, 1.0, 4.0), one(2, 2.0, 2.0)]
+    assert frontier([one(3, 2.5, 3.0), *best, one(5, 1.0, 5.0)], ["size"]) == tuple(best)
+
+
+def test_factors_keep_their_rank_when_channels_go():
+    """60 x 40 at rank 5 has 500 entries; with half of the outputs, 350; a matrix would have half."""
+    ranked = Treatment(4, 1.0, 5, 1.0, 0.0, 250.0, 500.0, 500.0)
+    assert ranked.share("params", (60, 40), 0.5, 1.0) * 500 == pytest.approx(350)
+    assert ranked.share("damage", (60, 40), 0.5, 1.0) == 0.5
+    assert Treatment(4, 1.0, 0, 1.0, 0.0, 250.0, 500.0, 500.0).share("params", (60, 40), 0.5, 1.0) == 0.5
+
+
+def test_tables_are_plain_data_and_kept_by_content(tables, network, context, tmp_path, monkeypatch):
+    assert Tables.from_json(json.loads(json.dumps(tables.to_json()))) == tables
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert tables_of(network, context) == tables
+    (file,) = (tmp_path / "featherweight").iterdir()
+    monkeypatch.setattr("featherweight.allocation.storage.measure_tables", None)
+    assert tables_of(network, context) == tables
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        other[0].weight[0, 0] += 1
+    with pytest.raises(TypeError):  # other weights, so they would be measured
+        tables_of(other, context)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file.write_text(file.read_text()[:100])
+    assert tables_of(network, context) == tables
+
+
+def test_families_are_scaled_apart(tables):
+    scaled = tables.scaled({"channels": 0.5, "zeros": 2.0, "ranks": 3.0, "rounding": 5.0})
+    assert scaled.groups[0].damages == tuple(0.5 * lost for lost in tables.groups[0].damages)
+    for before, after in zip(tables.rows[1].treatments, scaled.rows[1].treatments, strict=True):
+        assert after.removal == (3.0 if before.rank else 2.0) * before.removal
+        assert after.rounding == 5.0 * before.rounding
+
+
+def test_recurrent_layers_have_rows_and_equal_groups():
+    torch.manual_seed(0)
+
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(6, 16, 2, batch_first=True), nn.Linear(16, 3)
+
+        def forward(self, value):
+            return self.head(self.lstm(value)[0][:, -1])
+
+    steps = torch.randn(8, 5, 6)
+    found = measure_tables(Reader().eval(), Context(data=Data(example=steps[:1], calibrate=[(steps, None)])))
+    assert len(found.rows) == 5
+    assert [group.names for group in found.groups] == [("lstm",)]  # both layers keep as many
+    hidden = next(row for row in found.rows if row.name == "lstm.weight_hh_l1")
+    assert (hidden.makes, hidden.reads) == (0, 0)
+    assert hidden.treatments[0].macs == 5 * 64 * 16
