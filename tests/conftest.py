@@ -135,3 +135,15 @@ def refused(command):
         return lines[0]
 
     return call
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless browser, for pages; see `browsing.py`."""
+    from browsing import CHROMIUM, QUIET
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", *QUIET])
+        yield started
+        started.close()

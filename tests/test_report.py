@@ -1,14 +1,13 @@
 """The report: facts, terminal at 80 columns, and the page in a real browser that is offered no network."""
 
-import importlib.util
 import json
 import os
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
+from browsing import needs_browser, needs_charts, visit
 from rich.console import Console
 
 from featherweight.budget import Budget
@@ -20,8 +19,6 @@ from featherweight.report.html import check_available, write_html
 from featherweight.report.terminal import summary
 from featherweight.report.wording import clean, duration, percent, shorten, times
 
-CHROMIUM = "/usr/bin/chromium"
-QUIET = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 PAYLOAD = (
     "</text></svg></style></title><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 )
@@ -277,15 +274,6 @@ def test_terminal_copes_with_nothing():
 
 # --- page
 
-needs_charts = pytest.mark.skipif(
-    importlib.util.find_spec("altair") is None or importlib.util.find_spec("vl_convert") is None,
-    reason="the extra 'report' is not installed",
-)
-needs_browser = pytest.mark.skipif(
-    not Path(CHROMIUM).exists() or importlib.util.find_spec("playwright") is None,
-    reason=f"needs {CHROMIUM} and the Python package playwright",
-)
-
 
 def write(made, folder):
     path = folder / "report.html"
@@ -356,29 +344,6 @@ def test_page_copes_with_empty_rows(tmp_path):
     }
     write(report(**rows, verdict={"rows": [{}]}, agreement={"top1": None}), tmp_path)
     on_terminal(report(**rows, verdict={"rows": [{}]}, agreement={"top1": None}))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", *QUIET])
-        yield started
-        started.close()
-
-
-def visit(browser, path, idle=False, **context):
-    """Open the page; return it with the requests besides its own and what the console said."""
-    page = browser.new_context(**context).new_page()
-    requests, said = [], []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(path.as_uri())
-    page.wait_for_load_state("networkidle" if idle else "load")
-    others = [url for url in requests if url != path.as_uri() and not url.startswith("data:")]
-    return page, others, said
 
 
 @needs_charts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +23,11 @@ from featherweight.data import Task, batches, samples
 from featherweight.errors import ArtifactError, RecipeError
 from featherweight.preflight import find_device
 from featherweight.report.compared import Comparison
+from featherweight.report.compared_page import write_comparison
 from featherweight.techniques.importance import digest
 
 _ONCE = "1x"  # the budget that contenders without a strength are listed under
+_DRAWN_BY = ("altair", "vl_convert")  # of the extra `report`; without it there are tables only
 _VERSIONS = ("torch", "onnxruntime", "numpy", "onnx")
 
 
@@ -65,7 +68,8 @@ def compare(
         progress: called with a message and the share done.
 
     Returns:
-        the facts, which also lie in `OUT/comparison.json`, with `results.csv` and, where pyarrow is there, `results.parquet`.
+        the facts, which also lie in `OUT/comparison.json`, with `results.csv`, and where the extras are there `results.parquet` and
+        `report.html`.
 
     Raises:
         RecipeError: a recipe is unknown or has more training steps than epochs; a number is out of range.
@@ -116,6 +120,8 @@ def compare(
     facts.answers = answered(facts.ranking, allowed, len(wanted))
     (folder / "comparison.json").write_text(json.dumps(facts.to_dict(), indent=1, allow_nan=False) + "\n")
     write_tables(facts, folder)
+    if all(importlib.util.find_spec(package) is not None for package in _DRAWN_BY):
+        write_comparison(facts, folder)
     return facts
 
 

@@ -14,6 +14,7 @@ from featherweight.significance import bootstrap
 
 Samples = Mapping[tuple[str, str, int], np.ndarray[Any, Any]]
 """The score of each test sample by recipe, budget and seed."""
+_ALIKE = 0.03  # of a time, which is no more than its spread
 _AVERAGED = (
     "bytes",
     "ratio",
@@ -167,4 +168,6 @@ def _loss(row: Mapping[str, Any]) -> str:
 
 
 def _speed(speedup: float) -> str:
-    return f"{factor(speedup)} as fast" if speedup >= 1 else f"{factor(1 / speedup)} slower"
+    if abs(speedup - 1) < _ALIKE:
+        return "as fast as the original"
+    return f"{factor(speedup)} as fast" if speedup > 1 else f"{factor(1 / speedup)} slower"

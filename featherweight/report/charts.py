@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,12 +15,19 @@ from featherweight.report.wording import amount, digits, number, shorten, times
 PURPOSE = "the HTML report"
 # The page's dark style selects elements by exactly these values, so they are the light theme's colours.
 INK, MUTED, TRACK, ACCENT, GOOD = "#1b1f24", "#59636e", "#e6e9ed", "#2a5bd7", "#0f7a4d"
-_WIDTH = 400  # about a phone's, so that the text keeps its size there
+WIDTH = 400  # about a phone's, so that the text keeps its size there
 _ROW_HEIGHT = 36
 _CLEAR = "#ffffff00"
 _MOST_ROWS = 10
 _FONT = "system-ui, sans-serif"
-_BYTES_AXIS = "replace(replace(format(datum.value, '~s'), 'k', 'K'), /([KMG]?)$/, ' $1B')"
+_MARK = re.compile(
+    r'<a xlink:href="[^"#]*(#[^"]+)"><path aria-label="([^"]*)" role="[^"]*" aria-roledescription="[^"]*"'
+)
+# What Vega says of axes and lines, which browsers read from their text anyway.
+_SPOKEN = re.compile(
+    r' (?:aria-label="[^"]*" )?role="graphics-[^"]*" aria-roledescription="[^"]*"(?: aria-label="[^"]*")?'
+)
+BYTES_AXIS = "replace(replace(format(datum.value, '~s'), 'k', 'K'), /([KMG]?)$/, ' $1B')"
 
 
 class Chart(NamedTuple):
@@ -119,12 +127,10 @@ def _bars(title: str, caption: str, bars: Sequence[_Bar]) -> Chart:
         x=altair.X("value:Q", axis=None, scale=scale), color=altair.Color("color:N", scale=None)
     )
     name = base.mark_text(align="left", dy=-5, fontSize=13, color=INK).encode(x=altair.value(0), text="name:N")
-    label = base.mark_text(align="right", dy=-5, fontSize=12, color=MUTED).encode(
-        x=altair.value(_WIDTH), text="label:N"
-    )
+    label = base.mark_text(align="right", dy=-5, fontSize=12, color=MUTED).encode(x=altair.value(WIDTH), text="label:N")
     spoken = "; ".join(f"{row['name']}: {row['label']}" for row in rows)
-    drawing = altair.layer(track, value, name, label).properties(width=_WIDTH, height=_ROW_HEIGHT * len(rows))
-    return Chart(title, f"{title}. {spoken}", caption, _svg(drawing))
+    drawing = altair.layer(track, value, name, label).properties(width=WIDTH, height=_ROW_HEIGHT * len(rows))
+    return Chart(title, f"{title}. {spoken}", caption, as_svg(drawing))
 
 
 def _score_by_size(report: Report) -> Chart | None:
@@ -152,7 +158,7 @@ def _score_by_size(report: Report) -> Chart | None:
     size = altair.X(
         "size:Q",
         scale=altair.Scale(type="log", nice=False, padding=14),
-        axis=altair.Axis(title="file size, logarithmic", labelExpr=_BYTES_AXIS, labelOverlap=True, **axis),
+        axis=altair.Axis(title="file size, logarithmic", labelExpr=BYTES_AXIS, labelOverlap=True, **axis),
     )
     score = altair.Y("score:Q", scale=altair.Scale(zero=False, padding=12), axis=altair.Axis(title=None, **axis))
     points = [
@@ -162,7 +168,7 @@ def _score_by_size(report: Report) -> Chart | None:
         for last in (False, True)
     ]
     limit_lines = _limit_lines(altair, report)
-    drawing = altair.layer(*limit_lines, *points).properties(width=_WIDTH - 50, height=270)
+    drawing = altair.layer(*limit_lines, *points).properties(width=WIDTH - 50, height=270)
     met = sum(bool(trial.get("met")) for trial in trials)
     smallest, largest = (amount("size", pick(row["size"] for row in rows)) for pick in (min, max))
     worst, best = (number(pick(row["score"] for row in rows)) for pick in (min, max))
@@ -173,7 +179,7 @@ def _score_by_size(report: Report) -> Chart | None:
     dashes = " Dashed: the limits of the budget." if limit_lines else ""
     caption = f"Each point is one recipe that the search tried, scored on the validation data.{dashes}"
     title = f"{score_name(report).capitalize()} against size"
-    return Chart(title, f"{title}. {spoken}", caption, _svg(drawing))
+    return Chart(title, f"{title}. {spoken}", caption, as_svg(drawing))
 
 
 def _validation(report: Report, position: int) -> float | None:
@@ -202,12 +208,19 @@ def _limit_lines(altair: Any, report: Report) -> list[Any]:
     return drawn
 
 
-def _svg(drawing: Any) -> str:
+def as_svg(drawing: Any, links: bool = False) -> str:
+    """Return an Altair drawing as SVG text in the page's colours and fonts.
+
+    Args:
+        drawing: a chart.
+        links: whether its marks have a `href` within the page; their `description` is then read and shown for them.
+    """
     axis = {"labelColor": MUTED, "titleColor": MUTED, "gridColor": TRACK, "domainColor": TRACK, "tickColor": TRACK}
     text = {"labelFont": _FONT, "titleFont": _FONT, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": 400}
-    plain = drawing.configure(font=_FONT, background=_CLEAR, padding=0, aria=False)
+    plain = drawing.configure(font=_FONT, background=_CLEAR, padding=0, aria=links)
     plain = plain.configure_axis(**axis, **text).configure_view(strokeWidth=0)
     plain = plain.configure_legend(labelColor=INK, labelFont=_FONT, labelFontSize=12)
     written = io.StringIO()
     plain.save(written, format="svg")
-    return written.getvalue()
+    linked = _MARK.sub(r'<a href="\1" aria-label="\2"><title>\2</title><path aria-hidden="true"', written.getvalue())
+    return _SPOKEN.sub("", linked)

@@ -50,7 +50,7 @@ def render_html(report: Report) -> str:
     """
     # Altair escapes what stands in a drawing, so that and nothing else is marked as safe.
     drawings = [(chart, Markup(chart.svg)) for chart in charts(report)]  # noqa: S704
-    page = _environment().get_template("report.html.j2")
+    page = environment().get_template("report.html.j2")
     return page.render(
         report=report,
         sentence=sentence(report),
@@ -67,7 +67,8 @@ def render_html(report: Report) -> str:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return what renders the pages: every text escaped, nothing undefined."""
     environment = Environment(
         loader=PackageLoader("featherweight.report", ""),
         autoescape=True,
