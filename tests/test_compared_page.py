@@ -151,7 +151,7 @@ def test_marks_lead_to_rows_and_can_be_hidden(browser, tmp_path):
     assert mark.get_attribute("aria-label") == "dense at 1x: 0.9010, 90,000 B, 0.499 ms"
     marks = page.locator(".c2_marks").first
     assert marks.is_visible()
-    page.get_by_label("bits").uncheck()
+    page.get_by_role("checkbox", name="bits").uncheck()
     assert not marks.is_visible()
     mark.focus()
     page.keyboard.press("Enter")
