@@ -15,10 +15,12 @@ from featherweight.techniques import (
     TECHNIQUES,
     BinarizeWeights,
     Distill,
+    EqualizeLayers,
     FactorRecurrent,
     FactorTensors,
     FoldBatchNorm,
     LowRank,
+    MixPrecisions,
     PenalizeEntropy,
     PruneBlocks,
     PruneChannels,
@@ -35,6 +37,7 @@ from featherweight.techniques import (
     RegularizeGroups,
     Reinitialize,
     SeparateConvolutions,
+    SmoothActivations,
     TernarizeWeights,
 )
 from featherweight.testing import check_technique
@@ -89,6 +92,9 @@ SETTINGS = {
         BinarizeWeights(epochs=1),
         BinarizeWeights(epochs=1, activations=1, gradient="frequency", batches=1),
     ],
+    "mix_precisions": [MixPrecisions(bits=3.5, batches=1)],
+    "equalize_layers": [EqualizeLayers()],
+    "smooth_activations": [SmoothActivations(batches=1)],
     "penalize_entropy": [PenalizeEntropy(epochs=1), PenalizeEntropy(epochs=1, bits=3, rate=10.0, per_channel=True)],
     "quantize_rate_distortion": [
         QuantizeRateDistortion(batches=1),
