@@ -37,6 +37,7 @@ from featherweight.techniques import (
     RegularizeGroups,
     Reinitialize,
     SeparateConvolutions,
+    ShareWeights,
     SmoothActivations,
     TernarizeWeights,
 )
@@ -91,6 +92,11 @@ SETTINGS = {
     "binarize_weights": [
         BinarizeWeights(epochs=1),
         BinarizeWeights(epochs=1, activations=1, gradient="frequency", batches=1),
+    ],
+    "share_weights": [
+        ShareWeights(epochs=1),
+        ShareWeights(clusters=5, rate=1.0, sensitivity="fisher", learn="weights", epochs=1, batches=1),
+        ShareWeights(clusters=3, learn="points", epochs=1),
     ],
     "mix_precisions": [MixPrecisions(bits=3.5, batches=1)],
     "equalize_layers": [EqualizeLayers()],

@@ -62,7 +62,7 @@ def significant_bits(bits: int) -> int:
     return 8 if bits <= 6 else 12
 
 
-def slowed(values: Tensor, factor: float) -> Tensor:
+def slowed(values: Tensor, factor: Tensor | float) -> Tensor:
     """Return the values; their gradient is multiplied by a factor."""
     return values * factor + (values - values * factor).detach()
 
@@ -239,15 +239,18 @@ class QuantizedLayer(nn.Module):
     def freeze(self) -> None:
         """Round the trained latents back to codes, and scales and bias to the bits they are stored with."""
         codes, scale = self._rounded()
-        if self.bias is not None:
-            with torch.no_grad():
-                self.bias.copy_(round_together(self.bias, significant_bits(self.bits)))
+        self._round_bias()
         scales = {name: getattr(self, name).detach().abs().clamp_min(_SMALLEST) for name in self._scales()}
         for name, value in (scales | {"scale": scale}).items():
             delattr(self, name)
             self.register_buffer(name, value)
         del self.weight
         self.codes = codes.to(torch.int8).contiguous()
+
+    def _round_bias(self) -> None:
+        if self.bias is not None:
+            with torch.no_grad():
+                self.bias.copy_(round_together(self.bias, significant_bits(self.bits)))
 
     def _rounded(self) -> tuple[Tensor, Tensor]:
         """The codes, as floats, and the scale that the trained latents stand for.

@@ -27,6 +27,7 @@ from featherweight.techniques.reestimate_norms import ReestimateNorms
 from featherweight.techniques.regularize_groups import RegularizeGroups
 from featherweight.techniques.reinitialize import Reinitialize
 from featherweight.techniques.separate_convolutions import SeparateConvolutions
+from featherweight.techniques.share_weights import ShareWeights
 from featherweight.techniques.smooth_activations import SmoothActivations
 from featherweight.techniques.ternarize_weights import TernarizeWeights
 
@@ -50,6 +51,7 @@ TECHNIQUES: tuple[type[Technique], ...] = (
     QuantizeAware,
     TernarizeWeights,
     BinarizeWeights,
+    ShareWeights,
     Distill,
     ReestimateNorms,
     RegularizeGroups,
@@ -85,6 +87,7 @@ __all__ = [
     "RegularizeGroups",
     "Reinitialize",
     "SeparateConvolutions",
+    "ShareWeights",
     "SmoothActivations",
     "TernarizeWeights",
 ]
