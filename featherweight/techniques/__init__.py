@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from featherweight.technique import Technique
 from featherweight.techniques.binarize_weights import BinarizeWeights
+from featherweight.techniques.correct_biases import CorrectBiases
 from featherweight.techniques.distill import Distill
 from featherweight.techniques.equalize_layers import EqualizeLayers
 from featherweight.techniques.factor_recurrent import FactorRecurrent
@@ -59,11 +60,13 @@ TECHNIQUES: tuple[type[Technique], ...] = (
     SeparateConvolutions,
     EqualizeLayers,
     SmoothActivations,
+    CorrectBiases,
 )
 
 __all__ = [
     "TECHNIQUES",
     "BinarizeWeights",
+    "CorrectBiases",
     "Distill",
     "EqualizeLayers",
     "FactorRecurrent",
