@@ -50,6 +50,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/bytes_open.py
 	$(BIN)/python benchmarks/bytes_rdoq.py
 	$(BIN)/python benchmarks/bytes_lenet.py
+	$(BIN)/python benchmarks/evaluation_recipes.py
 	$(BIN)/python benchmarks/evaluation_report.py
 	$(BIN)/python benchmarks/evaluation_tables.py
 	$(BIN)/python benchmarks/page.py
