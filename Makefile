@@ -53,6 +53,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/evaluation_recipes.py
 	$(BIN)/python benchmarks/evaluation_report.py
 	$(BIN)/python benchmarks/evaluation_tables.py
+	$(BIN)/python benchmarks/budget_kill.py
+	$(BIN)/python benchmarks/budget_ray.py
 	$(BIN)/python benchmarks/page.py
 
 # torch goes first and alone: any package that asked for it would bring the registry's CUDA build

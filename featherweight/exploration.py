@@ -28,6 +28,7 @@ from featherweight.workers.cluster import Cluster
 from featherweight.workers.processes import Processes
 
 JOURNAL = "journal.jsonl"
+SPOOL = "results"
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,13 @@ def explore(
         )
         study = Study(space, plan, journal)
         sent = task if isinstance(task, str) and ":" in task else found
-        workers = _workers(how, bench, functools.partial(open_bench, sent, original=bench.original))
+        workers = _workers(how, folder, bench, functools.partial(open_bench, sent, original=bench.original))
         try:
             standing = study.run(workers, watch)
         finally:
             workers.close()
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for unneeded in ("checkpoints", SPOOL):
+        shutil.rmtree(folder / unneeded, ignore_errors=True)
     (folder / "front.json").write_text(json.dumps(standing.front, indent=1) + "\n")
     if standing.best is None:
         return standing, None
@@ -180,10 +182,10 @@ def _goals(limited: list[str]) -> tuple[str, ...]:
     return (*costs, "drop") if "drop" in limited else ("drop", *costs)
 
 
-def _workers(how: Search, bench: Bench, open_bench: Callable[..., Bench]) -> Workers:
+def _workers(how: Search, folder: Path, bench: Bench, open_bench: Callable[..., Bench]) -> Workers:
     if how.ray is not None:
         far = functools.partial(open_bench, workspace=None)  # a node may have no such folder
         return Cluster(how.ray, far, how.cpus, how.gpus)
     if how.workers < 1:
         raise DataError(f"workers={how.workers} must be at least 1")
-    return InProcess(bench) if how.workers == 1 else Processes(open_bench, how.workers)
+    return InProcess(bench) if how.workers == 1 else Processes(open_bench, how.workers, folder / SPOOL)

@@ -14,6 +14,7 @@ from featherweight.errors import DataError
 from featherweight.trials import Assignment
 from featherweight.workers import InProcess
 from featherweight.workers.processes import Processes
+from featherweight.workers.spool import Spool
 
 JOBS = [Assignment(number, 0, 1.0, {"steps": []}) for number in (0, 1, 3, 2)]
 
@@ -44,7 +45,7 @@ def runs(folder, number):
 
 
 def test_a_killed_process_costs_its_trial_which_runs_again(tmp_path):
-    workers, results = Processes(functools.partial(Deadly, tmp_path), 1, retries=1), {}
+    workers, results = Processes(functools.partial(Deadly, tmp_path), 1, tmp_path / "spool", retries=1), {}
     try:
         workers.run(JOBS[:1], lambda given, result: results.setdefault(given.number, result))
         workers.run(JOBS[1:], lambda given, result: results.setdefault(given.number, result))
@@ -56,6 +57,18 @@ def test_a_killed_process_costs_its_trial_which_runs_again(tmp_path):
     assert results[3]["failed"] == "ValueError: cannot be quantized"
     assert [runs(tmp_path, number) for number in range(4)] == [1, 2, 2, 1]
     assert str(os.getpid()) not in (tmp_path / "0").read_text()
+    assert not list((tmp_path / "spool").iterdir())
+
+
+def test_what_ended_before_the_search_was_killed_is_not_run_again(tmp_path):
+    spool, results = Spool(tmp_path), []
+    spool.store(JOBS[0], {"values": {"size": 1.0}})
+    other = Assignment(0, 0, 1.0, {"steps": ["distill"]})
+    assert spool.fetch(other) is None
+    assert spool.fetch(JOBS[1]) is None
+    Processes(refuses, 1, tmp_path).run(JOBS[:1], lambda given, result: results.append(result))
+    assert results == [{"values": {"size": 1.0}}]
+    assert not list(tmp_path.iterdir())  # it is in the journal now
 
 
 def test_in_this_process(tmp_path):
@@ -65,13 +78,13 @@ def test_in_this_process(tmp_path):
     assert results[1]["failed"] == "ValueError: cannot be quantized"
 
 
-def test_a_task_that_cannot_be_opened_or_sent_is_said():
-    workers = Processes(refuses, 1)
+def test_a_task_that_cannot_be_opened_or_sent_is_said(tmp_path):
+    workers = Processes(refuses, 1, tmp_path)
     with pytest.raises(DataError, match="cannot open the task: OSError: no such data"):
         workers.run(JOBS, lambda given, result: None)
     workers.close()
     with pytest.raises(DataError, match=r"cannot be sent .* path/to/file\.py:function"):
-        Processes(lambda: None, 1).run(JOBS, lambda given, result: None)
+        Processes(lambda: None, 1, tmp_path).run(JOBS, lambda given, result: None)
 
 
 FOREVER = """
@@ -87,7 +100,7 @@ class Slow:
         time.sleep(600)
 
 if __name__ == "__main__":
-    Processes(Slow, 1).run([Assignment(0, 0, 1.0, None)], print)
+    Processes(Slow, 1, Path({folder!r})).run([Assignment(0, 0, 1.0, None)], print)
 """
 
 

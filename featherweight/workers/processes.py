@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from featherweight.errors import DataError
 from featherweight.trials import Assignment, Measure
 from featherweight.workers import Done, Result, attempt
+from featherweight.workers.spool import Spool
 
 
 @dataclass
@@ -30,15 +32,16 @@ class Processes:
     They are spawned, so a script that searches with several must do so under `if __name__ == "__main__":`.
     """
 
-    def __init__(self, open_bench: Callable[[], Measure], count: int, retries: int = 2) -> None:
+    def __init__(self, open_bench: Callable[[], Measure], count: int, spool: Path, retries: int = 2) -> None:
         """Say who is to work; nothing starts yet.
 
         Args:
             open_bench: called once in each process, where it must be importable; returns what measures.
             count: processes.
+            spool: folder for results on their way to this process; what a killed search left there is not run again.
             retries: how often a trial whose process died is started again before it counts as failed.
         """
-        self.open_bench, self.count, self.retries = open_bench, count, retries
+        self.open_bench, self.count, self.retries, self.spool = open_bench, count, retries, Spool(spool)
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
 
@@ -48,7 +51,14 @@ class Processes:
         Raises:
             DataError: a worker cannot open the task.
         """
-        waiting, tries = deque(assignments), {assignment.number: 1 for assignment in assignments}
+        left = []
+        for assignment in assignments:
+            kept = self.spool.fetch(assignment)
+            if kept is None:
+                left.append(assignment)
+            else:
+                self._end(assignment, kept, done)
+        waiting, tries = deque(left), {assignment.number: 1 for assignment in left}
         while waiting or any(worker.assignment for worker in self._workers):
             self._assign(waiting)
             pipes = {worker.pipe: worker for worker in self._workers}
@@ -61,20 +71,26 @@ class Processes:
                     self._remove(worker)
                     if given is None:
                         continue
-                    if tries[given.number] <= self.retries:
+                    stored = self.spool.fetch(given)
+                    if stored is None and tries[given.number] <= self.retries:
                         tries[given.number] += 1
                         waiting.appendleft(given)
                         continue
-                    result = {"failed": f"its process died {tries[given.number]} times", "seconds": 0.0, "worker": ""}
+                    died = {"failed": f"its process died {tries[given.number]} times", "seconds": 0.0, "worker": ""}
+                    result = died if stored is None else stored
                 if given is None or result.pop("unopened", False):
                     raise DataError(f"a worker cannot open the task: {result['failed']}")
-                done(given, result)
+                self._end(given, result, done)
+
+    def _end(self, given: Assignment, result: Result, done: Done) -> None:
+        done(given, result)
+        self.spool.forget(given)
 
     def _assign(self, waiting: deque[Assignment]) -> None:
         """Give everyone without work an assignment, and start processes while there are too few."""
         while len(self._workers) < min(self.count, len(waiting) + sum(w.assignment is not None for w in self._workers)):
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(self.open_bench, theirs), daemon=True)
+            process = self._context.Process(target=_serve, args=(self.open_bench, theirs, self.spool), daemon=True)
             try:
                 process.start()
             except Exception as error:  # pickling has one error for each thing it cannot do
@@ -105,7 +121,7 @@ class Processes:
             self._remove(worker)
 
 
-def _serve(open_bench: Callable[[], Measure], pipe: Connection) -> None:
+def _serve(open_bench: Callable[[], Measure], pipe: Connection, spool: Spool) -> None:
     """Work until the pipe is closed, and never longer than the process that gives the work lives."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who gives the work
     threading.Thread(target=_follow_parent, daemon=True).start()
@@ -120,7 +136,9 @@ def _serve(open_bench: Callable[[], Measure], pipe: Connection) -> None:
             assignment = pipe.recv()
         except EOFError:
             return
-        pipe.send(attempt(measure, assignment))
+        result = attempt(measure, assignment)
+        spool.store(assignment, result)
+        pipe.send(result)
 
 
 def _follow_parent() -> None:
