@@ -1,4 +1,4 @@
-"""The command line, a thin shell over the functions: compress, search, measure, analyze, inspect, run, export, verify, pack, unpack, list."""
+"""The command line, a thin shell over the functions: one command each, and `search` in a file of its own."""
 
 from __future__ import annotations
 
