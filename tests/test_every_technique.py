@@ -89,12 +89,8 @@ SETTINGS = {
     ],
     "quantize_aware": [QuantizeAware(epochs=1), QuantizeAware(bits=2, activations=3, edges=4, epochs=1, batches=1)],
     "ternarize_weights": [TernarizeWeights(epochs=1, activations=8)],
-    "binarize_weights": [
-        BinarizeWeights(epochs=1),
-        BinarizeWeights(epochs=1, activations=1, gradient="frequency", batches=1),
-    ],
+    "binarize_weights": [BinarizeWeights(epochs=1, activations=1, gradient="frequency", batches=1)],
     "share_weights": [
-        ShareWeights(epochs=1),
         ShareWeights(clusters=5, rate=1.0, sensitivity="fisher", learn="weights", epochs=1, batches=1),
         ShareWeights(clusters=3, learn="points", epochs=1),
     ],
