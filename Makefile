@@ -50,6 +50,12 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/bytes_open.py
 	$(BIN)/python benchmarks/bytes_rdoq.py
 	$(BIN)/python benchmarks/bytes_lenet.py
+	$(BIN)/python benchmarks/evaluation_recipes.py
+	$(BIN)/python benchmarks/evaluation_report.py
+	$(BIN)/python benchmarks/evaluation_tables.py
+	$(BIN)/python benchmarks/budget_kill.py
+	$(BIN)/python benchmarks/budget_ray.py
+	$(BIN)/python benchmarks/budget_amc.py resnet20 0 1 2
 	$(BIN)/python benchmarks/page.py
 
 # torch goes first and alone: any package that asked for it would bring the registry's CUDA build

@@ -7,6 +7,7 @@ from featherweight.comparison import compare
 from featherweight.data import Data, Task
 from featherweight.inspection import measure_task as measure
 from featherweight.pipeline import compress
+from featherweight.post_training import post_training
 from featherweight.recipe_files import load_recipe
 from featherweight.report.facts import Report
 from featherweight.running import run
@@ -35,5 +36,6 @@ __all__ = [
     "lower",
     "measure",
     "only",
+    "post_training",
     "run",
 ]

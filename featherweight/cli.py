@@ -1,4 +1,4 @@
-"""The command line, a thin shell over the functions: compress, measure, analyze, inspect, run, export, verify, pack, unpack, list."""
+"""The command line, a thin shell over the functions: one command each, and `search` in a file of its own."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from featherweight.errors import FeatherweightError, RecipeError
+from featherweight.search_command import search
 
 app = typer.Typer(
     name="featherweight",
@@ -42,6 +43,9 @@ Seed = Annotated[int, typer.Option(help="Seed of every random draw: one seed giv
 _screen = Console(stderr=True)
 _UsageError: Any = typer.BadParameter.__base__  # the class itself lives in click or in typer, depending on the version
 _INTERRUPTED = 130  # what Typer makes of a KeyboardInterrupt
+
+
+app.command()(search)
 
 
 def main() -> None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from featherweight.agreement import Agreement, compare, diverging
-from featherweight.data import Data, Inputs, example_inputs
+from featherweight.data import Data, Inputs, example_inputs, samples
 from featherweight.errors import DataError, ExportError
 from featherweight.latency import Latency, interleaved, one_thread
 from featherweight.portable import assemble, export_graph, export_program
@@ -110,7 +111,9 @@ def deliver(
     path = runtime.export(subject, folder)
     program = runtime.load(path)
     try:
-        agreed = compare(expected, program.run(inputs))
+        agreed = compare(
+            expected, _outputs(program, inputs, samples(inputs) if runtime.any_batch else samples(subject.inputs))
+        )
     except ExportError as error:
         where = f"; {diverging(model, subject, runtime, inputs)}" if model is not None else ""
         raise ExportError(f"{name}: {error}{where}") from error
@@ -120,6 +123,21 @@ def deliver(
         for layer, asked in subject.layers().items()
     )
     return Delivery(name, path, size(path), program, agreed, rows)
+
+
+def _outputs(program: Program, inputs: Inputs, size: int) -> list[Any]:
+    """What a program gives for a batch, `size` samples a call."""
+    parts = [program.run(_part(inputs, start, size)) for start in range(0, samples(inputs), size)]
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _part(inputs: Any, start: int, size: int) -> Any:
+    """Some samples of a batch, in the batch's structure."""
+    if isinstance(inputs, Mapping):
+        return {name: _part(value, start, size) for name, value in inputs.items()}
+    if isinstance(inputs, list | tuple):
+        return tuple(_part(value, start, size) for value in inputs)
+    return inputs[start : start + size]
 
 
 def deliveries(
@@ -165,13 +183,10 @@ def timed(made: Sequence[Delivery], inputs: Inputs, seconds: float = 1.0) -> lis
     return sorted(made, key=lambda item: item.latency.median if item.latency else float("inf"))
 
 
-def first_sample(inputs: Any) -> Any:
+def first_sample(inputs: Inputs) -> Inputs:
     """Return the first sample of a batch, with its batch dimension, in the batch's structure."""
-    if isinstance(inputs, Mapping):
-        return {name: first_sample(value) for name, value in inputs.items()}
-    if isinstance(inputs, list | tuple):
-        return tuple(first_sample(value) for value in inputs)
-    return inputs[:1]
+    part: Inputs = _part(inputs, 0, 1)
+    return part
 
 
 def candidates(subject: Subject) -> list[str]:

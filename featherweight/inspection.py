@@ -155,7 +155,7 @@ def export_file(path: Path, to: str, folder: Path, task: Task | None = None) -> 
 def _stated(artifact: Artifact, task: Task | None) -> tuple[Subject, Inputs, list[Tensor], nn.Module | None]:
     """What runtimes are given, a batch to compare on, the outputs to expect, and the PyTorch model if there is one."""
     if task is None:
-        inputs = noise(artifact, batch=2)
+        inputs = {name: torch.from_numpy(value) for name, value in noise(artifact, batch=2).items()}
         plain = Session(artifact.onnx_bytes(), optimized=False)
         expected = [torch.from_numpy(value).float() for value in plain.run(inputs)]
         return Subject(artifact.onnx_bytes(), inputs), inputs, expected, None

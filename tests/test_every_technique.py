@@ -15,10 +15,12 @@ from featherweight.techniques import (
     TECHNIQUES,
     BinarizeWeights,
     Distill,
+    EqualizeLayers,
     FactorRecurrent,
     FactorTensors,
     FoldBatchNorm,
     LowRank,
+    MixPrecisions,
     PenalizeEntropy,
     PruneBlocks,
     PruneChannels,
@@ -35,6 +37,8 @@ from featherweight.techniques import (
     RegularizeGroups,
     Reinitialize,
     SeparateConvolutions,
+    ShareWeights,
+    SmoothActivations,
     TernarizeWeights,
 )
 from featherweight.testing import check_technique
@@ -85,10 +89,14 @@ SETTINGS = {
     ],
     "quantize_aware": [QuantizeAware(epochs=1), QuantizeAware(bits=2, activations=3, edges=4, epochs=1, batches=1)],
     "ternarize_weights": [TernarizeWeights(epochs=1, activations=8)],
-    "binarize_weights": [
-        BinarizeWeights(epochs=1),
-        BinarizeWeights(epochs=1, activations=1, gradient="frequency", batches=1),
+    "binarize_weights": [BinarizeWeights(epochs=1, activations=1, gradient="frequency", batches=1)],
+    "share_weights": [
+        ShareWeights(clusters=5, rate=1.0, sensitivity="fisher", learn="weights", epochs=1, batches=1),
+        ShareWeights(clusters=3, learn="points", epochs=1),
     ],
+    "mix_precisions": [MixPrecisions(bits=3.5, batches=1)],
+    "equalize_layers": [EqualizeLayers()],
+    "smooth_activations": [SmoothActivations(batches=1)],
     "penalize_entropy": [PenalizeEntropy(epochs=1), PenalizeEntropy(epochs=1, bits=3, rate=10.0, per_channel=True)],
     "quantize_rate_distortion": [
         QuantizeRateDistortion(batches=1),

@@ -93,6 +93,17 @@ def test_all_layers_of_a_residual_network_are_integers(name, residual, tmp_path)
     assert made.missed() == []
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.values[0] in ("litert", "executorch")])
+def test_a_mobile_runtime_says_which_layers_are_integers(name, residual, tmp_path):
+    model, whole, batch, expected = residual
+    made = deliver(whole, name, tmp_path, batch, expected, model)
+    runs = {row["path"]: row["runs"] for row in made.layers}
+    assert [runs[path] for path in ("stem", "first", "second", "last")] == ["int8"] * 4
+    assert [row["path"] for row in made.missed()] == ["linear"]  # its output is on no grid
+    with pytest.raises(DataError, match=r"\[3, 3, 12, 12\]"):
+        made.program.run(batch[:3])
+
+
 def test_onnxruntime_adds_residuals_and_multiplies_sequences_with_integers(residual, sequences):
     assert audit(residual[1].onnx) | {"QLinearConv": 4, "QLinearAdd": 1, "QGemm": 1} == audit(residual[1].onnx)
     assert audit(sequences[1].onnx)["MatMulIntegerToFloat"] == 2

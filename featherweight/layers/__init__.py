@@ -23,6 +23,7 @@ from featherweight.layers.quantized import QuantizedLayer, QuantizedLinear
 from featherweight.layers.quantized_convolutions import QuantizedConv, QuantizedTransposedConv
 from featherweight.layers.quantized_embedding import QuantizedEmbedding
 from featherweight.layers.recurrent import SplitRecurrent, recurrent
+from featherweight.layers.shared import SharedConv, SharedEmbedding, SharedLayer, SharedLinear, SharedTransposedConv
 from featherweight.layers.skip import Skip
 from featherweight.layers.tensorized import GroupLinear, TensorTrainEmbedding, TensorTrainLinear
 
@@ -45,6 +46,10 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "quantized_convolution": QuantizedConv,
     "quantized_transposed_convolution": QuantizedTransposedConv,
     "quantized_embedding": QuantizedEmbedding,
+    "shared_linear": SharedLinear,
+    "shared_convolution": SharedConv,
+    "shared_transposed_convolution": SharedTransposedConv,
+    "shared_embedding": SharedEmbedding,
     "recurrent": recurrent,
     "attention": MultiHeadAttention,
     "skip": Skip,
@@ -77,6 +82,7 @@ __all__ = [
     "QuantizedLayer",
     "QuantizedLinear",
     "QuantizedTransposedConv",
+    "SharedLayer",
     "Skip",
     "SplitRecurrent",
     "build",

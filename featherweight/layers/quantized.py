@@ -62,7 +62,7 @@ def significant_bits(bits: int) -> int:
     return 8 if bits <= 6 else 12
 
 
-def slowed(values: Tensor, factor: float) -> Tensor:
+def slowed(values: Tensor, factor: Tensor | float) -> Tensor:
     """Return the values; their gradient is multiplied by a factor."""
     return values * factor + (values - values * factor).detach()
 
@@ -176,19 +176,22 @@ class QuantizedLayer(nn.Module):
         if self.codes is None and not self.training:
             codes, scale = self._rounded()
             return codes * self.steps(scale)
-        low, high = span(self.bits, self.full)
         if self.codes is None:
-            weight: Tensor = self.get_parameter("weight")
-            slower = (weight.numel() / self.scale.numel() * high) ** -0.5
-            scale = self.steps(self.scale.abs().clamp_min(_SMALLEST))
-            if self.bits == 1:
-                return sign(weight / scale.detach() / _REACH, self.gradient) * slowed(scale, slower)
-            return fake_quantize(weight, scale, low, high, slower)
+            return self._trained(self.get_parameter("weight"), self.steps(self.scale))
         if not self.input_grid:  # plain arithmetic, which every runtime computes once, at load
             return self.codes.to(self.scale.dtype) * self.steps(self.scale)
+        low, high = span(self.bits, self.full)
         scale = self.scale.expand(self.codes.shape[0])
         decoded: Tensor = reference.dequantize_per_channel(self.codes, scale, None, 0, low, high, torch.int8)
         return decoded
+
+    def _trained(self, weight: Tensor, steps: Tensor) -> Tensor:
+        """Latents, all or some, on their grid: gradients go straight through, and to the steps."""
+        (low, high), steps = span(self.bits, self.full), steps.abs().clamp_min(_SMALLEST)
+        slower = (self.get_parameter("weight").numel() / self.scale.numel() * high) ** -0.5
+        if self.bits == 1:
+            return sign(weight / steps.detach() / _REACH, self.gradient) * slowed(steps, slower)
+        return fake_quantize(weight, steps, low, high, slower)
 
     def _on_grid(self, values: Tensor, name: str, bits: int = 8) -> Tensor:
         scale: Tensor = getattr(self, f"{name}_scale")
@@ -239,15 +242,18 @@ class QuantizedLayer(nn.Module):
     def freeze(self) -> None:
         """Round the trained latents back to codes, and scales and bias to the bits they are stored with."""
         codes, scale = self._rounded()
-        if self.bias is not None:
-            with torch.no_grad():
-                self.bias.copy_(round_together(self.bias, significant_bits(self.bits)))
+        self._round_bias()
         scales = {name: getattr(self, name).detach().abs().clamp_min(_SMALLEST) for name in self._scales()}
         for name, value in (scales | {"scale": scale}).items():
             delattr(self, name)
             self.register_buffer(name, value)
         del self.weight
         self.codes = codes.to(torch.int8).contiguous()
+
+    def _round_bias(self) -> None:
+        if self.bias is not None:
+            with torch.no_grad():
+                self.bias.copy_(round_together(self.bias, significant_bits(self.bits)))
 
     def _rounded(self) -> tuple[Tensor, Tensor]:
         """The codes, as floats, and the scale that the trained latents stand for.

@@ -32,7 +32,9 @@ class QuantizedEmbedding(QuantizedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Look `[...]` integers up: `[..., embedding_dim]`."""
-        if self.codes is None:
+        if self.codes is None and not self.training:
             return F.embedding(input, self.dequantized(), self.padding_idx)
-        rows = F.embedding(input, self.codes).to(self.scale.dtype)
-        return rows * (self.scale if self.scale.numel() == 1 else F.embedding(input, self.scale[:, None]))
+        steps = self.scale if self.scale.numel() == 1 else F.embedding(input, self.scale[:, None])
+        if self.codes is None:  # a table is much larger than what a batch reads of it
+            return self._trained(F.embedding(input, self.get_parameter("weight"), self.padding_idx), steps)
+        return F.embedding(input, self.codes).to(self.scale.dtype) * steps

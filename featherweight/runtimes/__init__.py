@@ -8,6 +8,8 @@ from typing import Any
 
 from featherweight.errors import ExportError, closest
 from featherweight.runtimes.eager import Eager
+from featherweight.runtimes.executorch import ExecuTorch
+from featherweight.runtimes.litert import LiteRT
 from featherweight.runtimes.onnxruntime import OnnxRuntime
 from featherweight.runtimes.openvino import OpenVino, OpenVinoBf16
 from featherweight.runtimes.protocol import Program, Runtime, Subject
@@ -16,9 +18,17 @@ RUNTIMES: dict[str, Runtime] = {
     "onnxruntime": OnnxRuntime(),
     "openvino": OpenVino(),
     "openvino_bf16": OpenVinoBf16(),
+    "litert": LiteRT(),
+    "executorch": ExecuTorch(),
     "torch": Eager(),
 }
-FORMATS = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
+FORMATS = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "litert": "litert",
+    "executorch": "executorch",
+    "torch": "torch",
+}
 """What `export --to` takes, and the runtime that writes it."""
 
 

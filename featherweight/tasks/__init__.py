@@ -38,7 +38,7 @@ def find_task(name: str) -> Task:
         module, _, function = TASKS[name][0].partition(":")
         task = getattr(importlib.import_module(module), function)()
     elif ":" in name:
-        task = _from_file(*name.rsplit(":", 1))
+        task = made_by(name)
     else:
         raise RecipeError(f"unknown task {name!r}.{closest(name, TASKS)} Or your own: path/to/file.py:function")
     if not isinstance(task, Task):
@@ -46,7 +46,17 @@ def find_task(name: str) -> Task:
     return task
 
 
-def _from_file(file: str, function: str) -> Any:
+def made_by(name: str) -> Any:
+    """Return what a function in the user's file returns.
+
+    Args:
+        name: `path/to/file.py:function`; the function takes no argument.
+
+    Raises:
+        RecipeError: there is no such file or function.
+        DataError: it failed.
+    """
+    file, _, function = name.rpartition(":")
     path = Path(file)
     if not path.is_file():
         raise RecipeError(f"task {file}:{function}: there is no file {path.resolve()}")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from featherweight.technique import Technique
 from featherweight.techniques.binarize_weights import BinarizeWeights
+from featherweight.techniques.correct_biases import CorrectBiases
 from featherweight.techniques.distill import Distill
+from featherweight.techniques.equalize_layers import EqualizeLayers
 from featherweight.techniques.factor_recurrent import FactorRecurrent
 from featherweight.techniques.factor_tensors import FactorTensors
 from featherweight.techniques.fold_batch_norm import FoldBatchNorm
 from featherweight.techniques.low_rank import LowRank
+from featherweight.techniques.mix_precisions import MixPrecisions
 from featherweight.techniques.penalize_entropy import PenalizeEntropy
 from featherweight.techniques.prune_blocks import PruneBlocks
 from featherweight.techniques.prune_channels import PruneChannels
@@ -25,6 +28,8 @@ from featherweight.techniques.reestimate_norms import ReestimateNorms
 from featherweight.techniques.regularize_groups import RegularizeGroups
 from featherweight.techniques.reinitialize import Reinitialize
 from featherweight.techniques.separate_convolutions import SeparateConvolutions
+from featherweight.techniques.share_weights import ShareWeights
+from featherweight.techniques.smooth_activations import SmoothActivations
 from featherweight.techniques.ternarize_weights import TernarizeWeights
 
 TECHNIQUES: tuple[type[Technique], ...] = (
@@ -41,26 +46,34 @@ TECHNIQUES: tuple[type[Technique], ...] = (
     PruneMovement,
     QuantizeStatic,
     QuantizeWeights,
+    MixPrecisions,
     QuantizeRateDistortion,
     PenalizeEntropy,
     QuantizeAware,
     TernarizeWeights,
     BinarizeWeights,
+    ShareWeights,
     Distill,
     ReestimateNorms,
     RegularizeGroups,
     Reinitialize,
     SeparateConvolutions,
+    EqualizeLayers,
+    SmoothActivations,
+    CorrectBiases,
 )
 
 __all__ = [
     "TECHNIQUES",
     "BinarizeWeights",
+    "CorrectBiases",
     "Distill",
+    "EqualizeLayers",
     "FactorRecurrent",
     "FactorTensors",
     "FoldBatchNorm",
     "LowRank",
+    "MixPrecisions",
     "PenalizeEntropy",
     "PruneBlocks",
     "PruneChannels",
@@ -77,5 +90,7 @@ __all__ = [
     "RegularizeGroups",
     "Reinitialize",
     "SeparateConvolutions",
+    "ShareWeights",
+    "SmoothActivations",
     "TernarizeWeights",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from featherweight.data import example_inputs, forward
 from featherweight.edits import Write
 from featherweight.errors import RecipeError
-from featherweight.layers import QuantizedLayer, SplitRecurrent
+from featherweight.layers import QuantizedConv, QuantizedLayer, QuantizedLinear, SplitRecurrent
 from featherweight.modes import evaluating
 from featherweight.technique import Context, Edits
 from featherweight.techniques.attention import attention_swaps
@@ -63,6 +63,7 @@ def train_quantized(model: nn.Module, context: Context, widths: Widths, training
     """
     yield from attention_swaps(model, context)
     yield from recurrent_swaps(model, context)
+    _record_float_inputs(model, context, widths)
     ends = _ends(model, context)
     found = quantizable(model, context, widths.bits, per_channel=True)
     grids = _input_grids(model, context, found, ends, widths)
@@ -85,6 +86,13 @@ def train_quantized(model: nn.Module, context: Context, widths: Widths, training
         return
     fit(model, context, training, latents=latents, settle=_SETTLE)
     yield Write(None)
+
+
+def _record_float_inputs(model: nn.Module, context: Context, widths: Widths) -> None:
+    for path, layer in model.named_modules():
+        computes = isinstance(layer, QuantizedLinear | QuantizedConv) and context.in_scope(path)
+        if widths.activations and computes and not layer.input_grid:
+            context.leave(path, "its input stays float: an earlier step has quantized it without")
 
 
 def _ends(model: nn.Module, context: Context) -> set[str]:

@@ -29,6 +29,8 @@ class Observed:
         sample: values, `[n]`.
         average_low: moving average of the smallest value of a batch; `low` when None.
         average_high: the same of the largest.
+        mean: of each channel of what entered a linear layer or a convolution, `[in]`.
+        batches: how many passed.
     """
 
     low: float
@@ -36,6 +38,8 @@ class Observed:
     sample: Tensor
     average_low: float | None = None
     average_high: float | None = None
+    mean: Tensor | None = None
+    batches: int = 1
 
 
 def observe(
@@ -57,8 +61,9 @@ def observe(
     handles = []
 
     def hook(path: str) -> None:
-        def see(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
-            _update(entered, path, next(tensors((args, kwargs))))
+        def see(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+            value = next(tensors((args, kwargs)))
+            _update(entered, path, value, _channel_means(layer, value))
             _update(left, path, output)
 
         handles.append(module_at(model, path).register_forward_hook(see, with_kwargs=True))
@@ -75,12 +80,18 @@ def observe(
     return entered, left
 
 
-def _update(seen: dict[str, Observed], path: str, value: Tensor) -> None:
+def _channel_means(layer: nn.Module, value: Tensor) -> Tensor:
+    """Of what enters a linear layer, the mean of each feature; of what enters a convolution, of each channel."""
+    axes = len(getattr(layer, "kernel_size", ()))
+    return value.detach().float().movedim(-1 - axes, 0).flatten(1).mean(1)
+
+
+def _update(seen: dict[str, Observed], path: str, value: Tensor, mean: Tensor | None = None) -> None:
     flat = value.detach().flatten().float().cpu()
     sample = flat[:: _stride(flat.numel())]
     low, high = (float(extreme) for extreme in torch.aminmax(flat))
     if path not in seen:
-        seen[path] = Observed(low, high, sample, low, high)
+        seen[path] = Observed(low, high, sample, low, high, mean)
         return
     before = seen[path]
     sample = torch.cat([before.sample, sample])
@@ -90,7 +101,11 @@ def _update(seen: dict[str, Observed], path: str, value: Tensor) -> None:
         _MOMENTUM * float(old or 0.0) + (1 - _MOMENTUM) * new
         for old, new in ((before.average_low, low), (before.average_high, high))
     ]
-    seen[path] = Observed(min(low, before.low), max(high, before.high), sample, averages[0], averages[1])
+    count = before.batches + 1
+    if mean is not None and before.mean is not None:
+        mean = before.mean + (mean - before.mean) / count
+    low, high = min(low, before.low), max(high, before.high)
+    seen[path] = Observed(low, high, sample, averages[0], averages[1], mean, count)
 
 
 def _stride(values: int) -> int:

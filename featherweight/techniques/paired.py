@@ -17,8 +17,7 @@ from featherweight.technique import Context
 from featherweight.techniques.moments import Enough, Part, entering, hooked
 from featherweight.techniques.ranges import Grid, on_grid
 
-_ROWS = 1 << 15  # inputs of a layer that moments are taken over, and so many more for each of its columns:
-_ROWS_A_COLUMN = 8
+_ROWS = 4096  # inputs of a layer that moments are taken over, of each batch, and one more for each of its columns
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def paired_moments(
     with first, second, evaluating(original), evaluating(model):
         some = islice(batches(context.data.calibrate, "calibrate", context.device), count)
         for turn, (inputs, _) in enumerate(some):
-            sums.turn, sums.share = turn, count
+            sums.turn = turn
             for network in (original, model):
                 sums.calls = 0
                 with suppress(Enough):
@@ -114,7 +113,7 @@ class _Sums:
         self.waiting: dict[str, list[Tensor]] = {path: [] for path in layers}
         self.totals: dict[str, list[Tensor]] = {}
         self.counts: dict[str, int] = {}
-        self.turn, self.share, self.calls, self.usual = 0, 1, 0, 0
+        self.turn, self.calls, self.usual = 0, 0, 0
 
     def hooks(self, see: Callable[[str, Tensor], None]) -> dict[str, Callable[..., None]]:
         def hook(path: str) -> Callable[..., None]:
@@ -135,9 +134,7 @@ class _Sums:
         layer, before = self.layers[path], self.waiting[path].pop(0)
         if path in self.grids:
             value = on_grid(value, self.grids[path])
-        weight = layer.get_parameter("weight")
-        most = max(1, (_ROWS + _ROWS_A_COLUMN * weight[0].numel()) // self.share)
-        part = Part(most, self.turn)
+        part = Part(_ROWS + layer.get_parameter("weight")[0].numel(), self.turn)
         pairs = zip(entering(layer, (before,), {}, part), entering(layer, (value,), {}, part), strict=True)
         for (_, old), (_, new) in pairs:
             old, new = old.float(), new.float()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featherweight.edits import Write, module_at
-from featherweight.layers import QuantizedLayer
+from featherweight.layers import QuantizedLayer, SharedLayer
 from featherweight.layers.quantized import limit
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.attention import attention_swaps
@@ -60,7 +60,7 @@ class PenalizeEntropy(Technique):
         paths = [
             path
             for path, layer in model.named_modules()
-            if isinstance(layer, QuantizedLayer) and context.in_scope(path)
+            if isinstance(layer, QuantizedLayer) and not isinstance(layer, SharedLayer) and context.in_scope(path)
         ]
         if not paths:
             context.leave("", "no quantized layer is in scope")

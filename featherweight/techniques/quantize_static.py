@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from featherweight.data import as_call, example_inputs
+from featherweight.edits import private_copy
 from featherweight.errors import ModelError
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.guard import guarded
 from featherweight.techniques.observe import Observed, observe
 from featherweight.techniques.ranges import METHODS, unsigned_grid
 from featherweight.techniques.recurrent import recurrent_moments, recurrent_swaps
@@ -22,6 +24,7 @@ from featherweight.techniques.targets import first_paths
 from featherweight.trace import module_path, trace
 
 aten = torch.ops.aten
+_GUARDED = 4  # batches whose outputs are compared
 _TRANSPARENT = {aten.relu.default, aten.relu_.default, aten.dropout.default}
 _WEIGHTS_ALONE = "integer weights alone: no runtime computes it on integer activations"
 _COMPUTE = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default}
@@ -34,12 +37,15 @@ class QuantizeStatic(Technique):
 
     Where a layer's output goes, through ReLU alone, into another quantized layer, that layer's input grid serves as its
     output grid; anywhere else it gets a grid of its own, because ONNX Runtime computes integers only between two grids.
-    The network's outputs stay float. Attention is first taken apart into linear layers. Layers that no runtime computes on
-    integer activations (recurrent ones, embeddings, transposed convolutions) get integer weights alone, and are listed.
+    The network's outputs stay float. Biases take what rounding changes in the mean output. Attention is first taken apart into
+    linear layers. Layers that no runtime computes on integer activations (recurrent ones, embeddings, transposed convolutions)
+    get integer weights alone, and are listed.
 
     `range`: how much of what passed a grid covers: what lowers the squared error, all, the moving average over batches, all but
     one value in 10,000 on either side, or what keeps the distribution (Kullback-Leibler divergence). `rounding`: of the weights,
-    as in `quantize_weights`; `compensated` makes good for rounded inputs too.
+    as in `quantize_weights`; `compensated` makes good for rounded inputs too. `tolerance`: where outputs on calibration data
+    differ by more (divergence in nats for classes, a share of the variance for values), layers that hurt fall back to 8-bit
+    weights and float inputs, and are listed; 0 for no limit.
 
     Paper: Jacob et al., CVPR 2018; ranges by squared error: Nagel et al., "A White Paper on Neural Network Quantization", 2021.
     Use when: speed on a CPU with integer instructions, and a file of a quarter.
@@ -52,6 +58,7 @@ class QuantizeStatic(Technique):
     batches: int = setting(8, low=1, high=100_000)
     weight_bits: int = setting(8, low=2, high=8)
     rounding: str = setting("nearest", choices=("nearest", "compensated"))
+    tolerance: float = setting(0.02, low=0.0, high=100.0)
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap for each layer, with its grids, and before them one for each attention and recurrent layer."""
@@ -76,13 +83,16 @@ class QuantizeStatic(Technique):
         for path in filter(context.in_scope, (one.removesuffix(".") for one in inside)):
             context.leave(path, _WEIGHTS_ALONE)
         layers = [(path, layer) for path, layer in layers if path in grids or path not in computing]
+        original = private_copy(model)[0] if self.tolerance else model
         if self.rounding == "compensated":
-            yield from sequential_swaps(
-                model, context, layers, self.weight_bits, True, self.batches, grids=grids, known=known
-            )
-            return
-        for path, layer in layers:
-            yield quantized_swap(path, layer, self.weight_bits, True, grids.get(path))
+            widths = {path: self.weight_bits for path, _ in layers}
+            yield from sequential_swaps(model, context, layers, widths, True, self.batches, grids=grids, known=known)
+        else:
+            for path, layer in layers:
+                mean = entered[path].mean if path in entered else None
+                yield quantized_swap(path, layer, self.weight_bits, True, grids.get(path), mean=mean)
+        if self.tolerance:
+            yield from guarded(model, original, context, dict(layers), self.tolerance, min(_GUARDED, self.batches))
 
     def mildest(self) -> Technique:
         """Return the default, 8 bits."""

@@ -7,8 +7,10 @@ from typing import ClassVar, final
 
 from torch import nn
 
+from featherweight.edits import private_copy
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.guard import guarded
 from featherweight.techniques.recurrent import recurrent_moments, recurrent_swaps
 from featherweight.techniques.sequential import sequential_swaps
 from featherweight.techniques.swaps import quantizable, quantized_swap
@@ -28,6 +30,9 @@ class QuantizeWeights(Technique):
     the order of their calls and finds the codes, scales and bias of each that keep its outputs on calibration data, given what
     reaches it through the layers before. Follow it with `distill` for quantization-aware training.
 
+    With a `tolerance`, layers that hurt fall back to 8 bits, and are listed, until outputs on calibration data differ by no more
+    (Kullback-Leibler divergence in nats for classes, a share of the variance for values).
+
     Paper: Frantar et al., "GPTQ", ICLR 2023, with act-order; Li et al., "GPTAQ", ICML 2025; Behdin et al., "QuantEase", 2023;
         Gholami et al., "A Survey of Quantization Methods for Efficient Neural Network Inference", 2021.
     Use when: bytes on disk matter more than speed; `compensated` wherever there is calibration data and nothing is trained after.
@@ -41,11 +46,12 @@ class QuantizeWeights(Technique):
     group: int = setting(0, low=0, high=100_000)
     rounding: str = setting("nearest", choices=("nearest", "compensated"))
     batches: int = setting(8, low=1, high=100_000)
+    tolerance: float = setting(0.0, low=0.0, high=100.0)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """Calibration data, where rounding is compensated."""
-        return frozenset({"calibrate"} if self.rounding == "compensated" else ())
+        """Calibration data, where rounding is compensated or outputs are compared."""
+        return frozenset({"calibrate"} if self.rounding == "compensated" or self.tolerance else ())
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap for each layer, and before them one for each attention and recurrent layer."""
@@ -54,13 +60,17 @@ class QuantizeWeights(Technique):
         known = recurrent_moments(model, context, self.batches) if self.rounding == "compensated" else {}
         yield from recurrent_swaps(model, context)
         layers = quantizable(model, context, self.bits, per_channel, self.group)
+        original = private_copy(model)[0] if self.tolerance else model
         if self.rounding == "compensated":
+            widths = {path: self.bits for path, _ in layers}
             yield from sequential_swaps(
-                model, context, layers, self.bits, per_channel, self.batches, self.group, known=known
+                model, context, layers, widths, per_channel, self.batches, self.group, known=known
             )
-            return
-        for path, layer in layers:
-            yield quantized_swap(path, layer, self.bits, per_channel, group=self.group)
+        else:
+            for path, layer in layers:
+                yield quantized_swap(path, layer, self.bits, per_channel, group=self.group)
+        if self.tolerance:
+            yield from guarded(model, original, context, dict(layers), self.tolerance, self.batches)
 
     def mildest(self) -> Technique:
         """Return 8 bits a channel."""

@@ -21,7 +21,7 @@ def sequential_swaps(
     model: nn.Module,
     context: Context,
     layers: Sequence[tuple[str, nn.Module]],
-    bits: int,
+    widths: Mapping[str, int],
     per_channel: bool,
     count: int,
     group: int = 0,
@@ -34,7 +34,7 @@ def sequential_swaps(
         model: the model as it stands; it is read when each Swap is asked for.
         context: calibration data, and what is sparse.
         layers: `(path, layer)`; those without inputs to be watched (embeddings, transposed convolutions) get the nearest codes.
-        bits: width of the codes.
+        widths: width of the codes, by path.
         per_channel: one scale for each output channel, or one in all.
         count: calibration batches to read for each layer.
         group: inputs of a row of a linear layer that share a scale; 0 for all of them.
@@ -55,7 +55,7 @@ def sequential_swaps(
         together = [path for path in wave if path in watched]
         pairs = paired_moments(original, model, context, together, count, entered) if together else {}
         for path in wave:
-            layer, pair = by_path.pop(path), pairs.get(path) or known.get(path)
+            layer, pair, bits = by_path.pop(path), pairs.get(path) or known.get(path), widths[path]
             if pair is None or not bool(torch.isfinite(pair.second).all()):
                 yield quantized_swap(path, layer, bits, per_channel, grids.get(path), group)
                 continue
@@ -65,7 +65,7 @@ def sequential_swaps(
                 path, layer, bits, per_channel, grids.get(path), group, found.scale, found.codes, found.bias
             )
     for path, layer in by_path.items():  # the example does not reach them
-        yield quantized_swap(path, layer, bits, per_channel, grids.get(path), group)
+        yield quantized_swap(path, layer, widths[path], per_channel, grids.get(path), group)
 
 
 def inside_recurrent(model: nn.Module) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ def quantized_swap(
     scale: Tensor | None = None,
     codes: Tensor | None = None,
     bias: Tensor | None = None,
+    mean: Tensor | None = None,
     **grid: Any,
 ) -> Swap:
     """Return the Swap of a layer by its quantized kind.
@@ -78,6 +79,8 @@ def quantized_swap(
         scale: the steps, one for each scale of the kind; those of least squared error when None.
         codes: shaped like the weight; the nearest when None.
         bias: of a layer that has one, another in its place.
+        mean: of each channel that enters a layer in `COMPUTING`, `[in]`; the bias then takes what rounding changes in the mean output
+            (Nagel et al., "Data-Free Quantization", ICCV 2019).
         grid: options of `QuantizedLayer` that are not its defaults: `full`, `input_bits`, `input_signs`, `gradient`.
     """
     grids = grids or {}
@@ -89,8 +92,18 @@ def quantized_swap(
     state = {"codes": codes.to(torch.int8), "scale": scale.to(weight.device), **grids}
     own = getattr(layer, "bias", None)
     if isinstance(own, Tensor):
+        if bias is None and mean is not None:
+            bias = own.detach() + _mean_output(weight - codes * fresh.steps(scale), mean)
         state["bias"] = round_together(own.detach() if bias is None else bias.to(own), significant_bits(bits))
     return Swap(path, kind, options, state)
+
+
+def _mean_output(weight: Tensor, mean: Tensor) -> Tensor:
+    """What a linear layer or a convolution of this weight gives on average, `[out]`, for inputs with this mean, padding apart."""
+    rows = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+    groups = len(mean) // rows.shape[1]
+    by_group = rows.reshape(groups, -1, rows.shape[1]) @ mean.to(rows).reshape(groups, -1, 1)
+    return by_group.flatten()
 
 
 def fresh_kind(

@@ -8,7 +8,7 @@ from featherweight.data import Data
 from featherweight.layers import build
 from featherweight.running import run
 from featherweight.technique import Context, Recipe
-from featherweight.techniques import FoldBatchNorm, QuantizeStatic, QuantizeWeights
+from featherweight.techniques import FoldBatchNorm, QuantizeWeights
 from featherweight.techniques.compensated_rounding import Goal, fitted
 from featherweight.techniques.compensation import compensate
 from featherweight.techniques.moments import inverse_factor
@@ -137,5 +137,3 @@ def test_outputs_of_low_bit_networks_are_nearer(name):
     task = small_models()[name]
     nearest = noise(task, QuantizeWeights(bits=4))
     assert noise(task, QuantizeWeights(bits=4, rounding="compensated")) < 0.9 * nearest
-    rough = noise(task, QuantizeStatic(weight_bits=4))
-    assert noise(task, QuantizeStatic(weight_bits=4, rounding="compensated")) < rough

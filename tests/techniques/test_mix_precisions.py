@@ -1,0 +1,83 @@
+"""Widths by measured damage: the program by hand, divergences by hand, and the guard."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from featherweight.data import Data
+from featherweight.edits import Write
+from featherweight.layers import QuantizedLayer
+from featherweight.running import run
+from featherweight.technique import Context
+from featherweight.techniques import MixPrecisions, QuantizeStatic, QuantizeWeights
+from featherweight.techniques.damage import Damage, damage_table
+from featherweight.techniques.mix_precisions import least_damage
+from featherweight.zoo import small_models
+
+
+def row(path, bits, weights, damage):
+    return {"path": path, "treatment": str(bits), "bytes": bits * weights // 8, "damage": damage}
+
+
+def test_the_least_damage_under_a_budget_by_hand():
+    damages = {"a": {2: 9.0, 4: 1.0, 8: 0.0}, "b": {2: 0.3, 4: 0.2, 8: 0.0}}
+    table = [row(path, bits, 80, lost) for path, each in damages.items() for bits, lost in each.items()]
+    assert least_damage(table, 5.0) == {"a": 8, "b": 2}  # 0.3; 4 and 4 would cost 1.2, and 4 and 5 is not to be had
+    assert least_damage(table, 4.0) == {"a": 4, "b": 4}
+    assert least_damage(table, 8.0) == {"a": 8, "b": 8}
+    assert least_damage(table, 2.0) == {"a": 2, "b": 2}
+    assert least_damage([], 4.0) == {}
+
+
+def test_divergences_by_hand():
+    model = nn.Linear(1, 2, bias=False).eval()
+    model.weight.data = torch.tensor([[0.0], [0.0]])
+    inputs = torch.ones(3, 1)
+    edit = Write({"weight": torch.tensor([[math.log(3.0)], [0.0]])})
+    damage = Damage(model, Context(data=Data(example=inputs, calibrate=[inputs])), 1)
+    assert damage.of(model) == 0.0
+    # one half each against three quarters and one quarter
+    assert damage.of_edits(model, [edit]) == pytest.approx(0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25))
+    assert model.weight.flatten().tolist() == [0.0, 0.0]
+    line = nn.Linear(1, 1, bias=False).eval()
+    line.weight.data.fill_(1.0)
+    values = torch.tensor([[-2.0], [2.0]])  # variance 4
+    context = Context(data=Data(example=values, calibrate=[values], loss="mse"))
+    table = damage_table(line, context, [("", "half", [Write({"weight": torch.tensor([[0.5]])})], 1)], 1)
+    assert table == [{"path": "", "treatment": "half", "bytes": 1, "damage": 0.25}]
+
+
+def test_widths_keep_the_budget_and_differ():
+    task = small_models()["plain"]
+    output, _ = run(MixPrecisions(bits=3.5), task.model, Context(data=task.data))
+    layers = [layer for layer in output.modules() if isinstance(layer, QuantizedLayer)]
+    widths = {layer.bits for layer in layers}
+    assert sum(layer.bits * layer.codes.numel() for layer in layers) <= 3.5 * sum(
+        layer.codes.numel() for layer in layers
+    )
+    assert len(widths) > 1
+
+
+def test_layers_that_hurt_fall_back_and_are_listed():
+    task = small_models()["plain"]
+    context = Context(data=task.data)
+    loose, _ = run(QuantizeWeights(bits=2), task.model, context)
+    assert context.untouched == []
+    lost = Damage(task.model, context, 8).of(loose)
+    guarded, _ = run(QuantizeWeights(bits=2, tolerance=lost / 4), task.model, context)
+    widths = {path: layer.bits for path, layer in guarded.named_modules() if isinstance(layer, QuantizedLayer)}
+    fell = {u.path for u in context.untouched}
+    assert {path for path, bits in widths.items() if bits == 8} == fell
+    assert 0 < len(fell) < len(widths)
+    assert Damage(task.model, context, 8).of(guarded) <= lost / 4
+    assert all("bytes more" in u.reason and "fell back to 8-bit weights" in u.reason for u in context.untouched)
+
+
+def test_a_tolerance_that_cannot_be_reached_is_said():
+    task = small_models()["plain"]
+    context = Context(data=task.data)
+    output, _ = run(QuantizeStatic(tolerance=1e-12), task.model, context)
+    assert not any(layer.input_grid for layer in output.modules() if isinstance(layer, QuantizedLayer))
+    assert "nothing is left that could fall back" in context.untouched[-1].reason
