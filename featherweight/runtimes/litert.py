@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,11 +124,17 @@ class Interpreted(Program):
         for operator in self._interpreter._get_ops_details():
             if operator["op_name"] in _COMPUTING:
                 kinds = {np.dtype(tensors[index]["dtype"]) for index in operator["inputs"][:2] if index in tensors}
-                names = ";".join(str(tensors[index]["name"]) for index in operator["outputs"] if index in tensors)
+                names = [str(tensors[index]["name"]) for index in operator["outputs"] if index in tensors]
                 runs = INT8 if np.dtype(np.int8) in kinds else FLOAT32  # with float inputs, the kernel rounds them
-                paths = re.findall(r"\.[A-Z]\w*?_([\w.]+?);", names + ";") or [f"?{len(found)}"]
+                paths = [path for name in names if (path := _path(name))] or [f"?{len(found)}"]
                 found.update(dict.fromkeys(paths, runs))
         return found
+
+
+def _path(name: str) -> str:
+    """The dotted path in a tensor's name, which reads `package.Outer/package.Inner_layers/package.Linear_0;2`."""
+    classes = [part.rsplit(".", 1)[-1] for part in name.partition(";")[0].split("/")[1:]]
+    return ".".join(one.partition("_")[2] for one in classes)
 
 
 def _encoded(array: Array, detail: Any) -> Array:
