@@ -16,7 +16,12 @@ README = ROOT / "README.md"
 BLOCK = re.compile(r"(?P<before>[^\n]*)\n+```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 SKIP = re.compile(r"<!-- not run: (?P<reason>.+) -->")
 HELPERS = {"digits_input.py", "digits_check.py"}  # of `make demo`, run in sequence
-EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.name not in HELPERS)
+LONG = {"lstm_speech.py", "transformer_text.py"}  # over ten seconds each
+EXAMPLES = [
+    pytest.param(path, id=path.name, marks=[pytest.mark.slow] if path.name in LONG else [])
+    for path in sorted((ROOT / "examples").glob("*.py"))
+    if path.name not in HELPERS
+]
 MOST_LINES = 60
 
 
@@ -80,7 +85,7 @@ def test_examples_are_short(path):
     assert len(path.read_text().splitlines()) <= MOST_LINES
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_an_example_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(path)])
