@@ -120,3 +120,30 @@ def test_the_benchmark_page_is_what_the_results_say(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     page = importlib.import_module("page")
     assert page.PAGE.read_text() == page.rendered(), "run python benchmarks/page.py"
+
+
+def test_the_headline_table_of_the_readme_is_what_the_results_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    page = importlib.import_module("page")
+    assert page.readme(README.read_text()) == README.read_text(), "run python benchmarks/page.py"
+
+
+def test_every_page_is_in_the_site():
+    listed = re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text())
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("name", ["families.md", "choose.md"])
+def test_every_figure_that_a_page_names_is_measured(name):
+    measured = (ROOT / "docs" / "benchmarks.md").read_text()
+    named = re.findall(r"`([a-z]\w+\.[a-z0-9_.]+)`", (ROOT / "docs" / name).read_text())
+    assert named
+    for figure in named:
+        assert f"| `{figure}` |" in measured, figure
+
+
+def test_every_name_of_the_reference_is_public():
+    import featherweight
+
+    for name in re.findall(r"^::: featherweight\.(\w+)", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE):
+        assert name in featherweight.__all__
