@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all check bench docs clean
 
 demo: $(VENV)/.demo
 	mkdir -p demo
@@ -56,7 +56,14 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/budget_kill.py
 	$(BIN)/python benchmarks/budget_ray.py
 	$(BIN)/python benchmarks/budget_amc.py resnet20 0 1 2
+	$(BIN)/python benchmarks/quantization_latency.py
+	$(BIN)/python benchmarks/quantization_export.py
+	$(BIN)/python benchmarks/quantization_time.py
 	$(BIN)/python benchmarks/page.py
+
+docs: $(VENV)/.dev
+	$(PIP) --editable '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir build/site
 
 # torch goes first and alone: any package that asked for it would bring the registry's CUDA build
 $(VENV)/.torch: constraints.txt

@@ -7,18 +7,49 @@ from typing import Any
 
 from results import FOLDER
 
-PAGE = FOLDER.parent.parent / "docs" / "benchmarks.md"
+ROOT = FOLDER.parent.parent
+PAGE = ROOT / "docs" / "benchmarks.md"
+README = ROOT / "README.md"
+MARKS = ("<!-- headline: made by benchmarks/page.py -->", "<!-- end of headline -->")
+HEADLINE = {
+    "spine.digits.ratio": "small CNN on digits: times smaller within the drop asked for",
+    "bytes.lenet300.ratio": "LeNet-300-100 on MNIST: times smaller",
+    "lstm.combined.speed": "LSTM on spoken digits: times as fast as in PyTorch",
+    "lstm.40x.drop": "the same LSTM, 40 times smaller: points lost",
+    "pruning.resnet56.2.1x.drop": "ResNet-56 on CIFAR-10 at 2.1x fewer multiply-adds: points lost",
+    "spine.resnet20.speed": "ResNet-20 on CIFAR-10, cut and on eight bits: times as fast",
+    "quantization.lstm.w4.drop": "the LSTM on four bits, nothing trained: points lost",
+    "distillation.ensemble.drop": "ten MLPs taught to a small one: points lost",
+}
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the page, and the headline table of the README."""
     PAGE.write_text(rendered())
+    README.write_text(readme(README.read_text()))
+
+
+def readme(text: str) -> str:
+    """Return the README with its headline table made anew: one line a figure, with the command that measures it again."""
+    known = {row["id"]: row for row in _measured()}
+    lines = ["| what | got | seeds | again |", "|---|---|---|---|"]
+    for identifier, what in HEADLINE.items():
+        row = known.get(identifier)
+        if row is not None and row["got"] is not None:
+            lines.append(f"| {what} | {row['got']:g} | {row['seeds']} | `{row['command']}` |")
+    before, _, rest = text.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    return "\n".join([before + MARKS[0], "", *lines, "", MARKS[1] + after])
+
+
+def _measured() -> list[dict[str, Any]]:
+    files = sorted(path for path in FOLDER.glob("*.json") if not path.name.endswith(".partial.json"))
+    return [row for path in files for row in json.loads(path.read_text())]
 
 
 def rendered() -> str:
     """Return the page: one row a figure, with what was seen and the command that measures it again."""
-    files = sorted(path for path in FOLDER.glob("*.json") if not path.name.endswith(".partial.json"))
-    rows = [row for path in files for row in json.loads(path.read_text())]
+    rows = _measured()
     lines = [
         "# Benchmarks",
         "",

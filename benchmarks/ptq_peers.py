@@ -29,7 +29,7 @@ def _parts(inputs: Any) -> tuple[Tensor, ...]:
     return tuple(inputs.values()) if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple) else (inputs,)
 
 
-def _samples(data: Data, count: int) -> Iterator[tuple[np.ndarray[Any, Any], ...]]:
+def samples(data: Data, count: int) -> Iterator[tuple[np.ndarray[Any, Any], ...]]:
     """Yield calibration inputs one sample at a time."""
     for inputs, _ in batches(data.calibrate, "calibrate"):
         for one in zip(*(part.split(1) for part in _parts(inputs)), strict=True):
@@ -41,6 +41,16 @@ def _samples(data: Data, count: int) -> Iterator[tuple[np.ndarray[Any, Any], ...
 
 def nncf(model: nn.Module, data: Data, count: int, transformer: bool = False) -> Tensor:
     """`nncf.quantize` on the OpenVINO model, with its defaults, run by OpenVINO in float32 where it is not integer."""
+    import openvino
+
+    quantized = nncf_model(model, data, count, transformer)
+    compiled = openvino.compile_model(quantized, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+    found = [compiled([part.numpy() for part in _parts(inputs)])[0] for inputs, _ in batches(data.test, "test")]
+    return torch.from_numpy(np.concatenate(found))
+
+
+def nncf_model(model: nn.Module, data: Data, count: int, transformer: bool = False) -> Any:
+    """Return the OpenVINO model that `nncf.quantize` makes."""
     import nncf
     import openvino
 
@@ -54,15 +64,19 @@ def nncf(model: nn.Module, data: Data, count: int, transformer: bool = False) ->
         }
         network.reshape(sizes)
         kind = {"model_type": nncf.ModelType.TRANSFORMER} if transformer else {}
-        samples = list(_samples(data, count))
-        quantized = nncf.quantize(network, nncf.Dataset(samples), subset_size=len(samples), **kind)
-    compiled = openvino.compile_model(quantized, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
-    found = [compiled([part.numpy() for part in _parts(inputs)])[0] for inputs, _ in batches(data.test, "test")]
-    return torch.from_numpy(np.concatenate(found))
+        some = list(samples(data, count))
+        return nncf.quantize(network, nncf.Dataset(some), subset_size=len(some), **kind)
 
 
 def onnxruntime(model: nn.Module, data: Data, count: int) -> Tensor:
     """`quantize_static`, QUInt8 activations and QInt8 weights per channel; `quantize_dynamic` where there is a recurrent layer."""
+    session = Session(onnx_model(model, data, count))
+    found = [session.run(inputs)[0] for inputs, _ in batches(data.test, "test")]
+    return torch.from_numpy(np.concatenate(found))
+
+
+def onnx_model(model: nn.Module, data: Data, count: int) -> bytes:
+    """Return the ONNX model that ONNX Runtime's own quantizer makes."""
     import onnx
     from onnxruntime import quantization as tools
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -71,7 +85,7 @@ def onnxruntime(model: nn.Module, data: Data, count: int) -> Tensor:
 
     class Reader(tools.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.samples = _samples(data, count)
+            self.samples = samples(data, count)
 
         def get_next(self) -> Any:
             sample = next(self.samples, None)
@@ -89,13 +103,22 @@ def onnxruntime(model: nn.Module, data: Data, count: int) -> Tensor:
             quant_pre_process(given, ready, skip_symbolic_shape=True)
             kinds = {"activation_type": tools.QuantType.QUInt8, "weight_type": tools.QuantType.QInt8}
             tools.quantize_static(ready, made, Reader(), quant_format=tools.QuantFormat.QDQ, per_channel=True, **kinds)
-        session = Session(made.read_bytes())
-        found = [session.run(inputs)[0] for inputs, _ in batches(data.test, "test")]
-    return torch.from_numpy(np.concatenate(found))
+        return made.read_bytes()
 
 
 def torchao(model: nn.Module, data: Data, count: int) -> Tensor:
     """PT2E with `X86InductorQuantizer`, static, run as PyTorch's reference operators.
+
+    Raises:
+        NotImplementedError: the model has a recurrent layer, which the quantizer leaves in float.
+    """
+    converted = pt2e_model(model, data, count)
+    with torch.no_grad():
+        return torch.cat([forward(converted, inputs) for inputs, _ in batches(data.test, "test")])
+
+
+def pt2e_model(model: nn.Module, data: Data, count: int) -> Any:
+    """Return the graph of reference operators that torchao makes, for any batch size.
 
     Raises:
         NotImplementedError: the model has a recurrent layer, which the quantizer leaves in float.
@@ -121,8 +144,7 @@ def torchao(model: nn.Module, data: Data, count: int) -> Tensor:
             kept = tuple(part[: count - read] for part in _parts(inputs))
             prepared(*kept)
             read += len(kept[0])
-        converted = convert_pt2e(prepared)
-        return torch.cat([forward(converted, inputs) for inputs, _ in batches(data.test, "test")])
+        return convert_pt2e(prepared)
 
 
 PEERS: dict[str, Logits] = {"nncf": nncf, "onnxruntime": onnxruntime, "torchao": torchao}

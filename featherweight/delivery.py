@@ -118,6 +118,10 @@ def deliver(
         where = f"; {diverging(model, subject, runtime, inputs)}" if model is not None else ""
         raise ExportError(f"{name}: {error}{where}") from error
     runs = program.audit()
+    lost = [layer for layer in subject.layers() if layer not in runs]
+    unnamed = [kind for layer, kind in runs.items() if layer.startswith("?")]
+    if len(lost) == len(unnamed):
+        runs |= zip(lost, unnamed, strict=True)
     rows = tuple(
         {"path": layer, "asked": "int8" if asked else "float32", "runs": runs.get(layer, "unknown")}
         for layer, asked in subject.layers().items()

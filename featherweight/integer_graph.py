@@ -18,6 +18,7 @@ _JOINS = frozenset({"Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePoo
 """Operators that runtimes compute with integers if all they read is decoded."""
 _LAYERS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN"})
 """Operators of layers; their second input is the weight."""
+_COARSE = 256  # parts of the largest bias that rounding may move another by one of
 _DECODE, _ENCODE = "DequantizeLinear", "QuantizeLinear"
 Array = np.ndarray[Any, Any]
 
@@ -106,7 +107,10 @@ def _share_grids(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _round_biases(graph: ir.Graph, node: ir.Node) -> None:
-    """Round the bias of a Gemm to the steps of its products, 32 bits wide, and write zeros out: integer kernels want both."""
+    """Round the bias of a Gemm to the steps of its products, 32 bits wide, and write zeros out: integer kernels want both.
+
+    Where the steps are coarse, as with inputs below 8 bits, the bias stays float: rounding it would move other codes.
+    """
     if node.op_type != "Gemm" or len(node.inputs) < 3:
         return
     entering, weight, bias = (_decoded(node.inputs[0]), _decoded(node.inputs[1]), _array(node.inputs[2]))
@@ -117,7 +121,8 @@ def _round_biases(graph: ir.Graph, node: ir.Node) -> None:
         return
     product = np.atleast_1d(step.astype(np.float64) * scale).astype(np.float32)
     whole = np.round(bias / product.astype(np.float64))
-    if np.abs(whole).max(initial=0) >= 2**31:
+    moved = np.abs(whole * product - bias).max(initial=0)
+    if np.abs(whole).max(initial=0) >= 2**31 or moved > np.abs(bias).max(initial=0) / _COARSE:
         return
     axis = weight.attributes.get_int("axis", 1)
     for place, array, steps, along in ((1, codes, scale, axis), (2, whole.astype(np.int32), product, 0)):

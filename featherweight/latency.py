@@ -48,6 +48,20 @@ def interleaved(
         least: rounds at least.
         most: rounds at most.
     """
+    return {name: summary(values) for name, values in rounds(calls, seconds, least, most).items()}
+
+
+def rounds(
+    calls: Mapping[str, Callable[[], object]], seconds: float = 1.0, least: int = 20, most: int = 2000
+) -> dict[str, list[float]]:
+    """Return the seconds of each round of `interleaved`, by name, so that rounds can be paired.
+
+    Args:
+        calls: by name; each is warmed up first.
+        seconds: to spend on each call, about.
+        least: rounds at least.
+        most: rounds at most.
+    """
     for call in calls.values():
         start = time.perf_counter()
         call()
@@ -62,10 +76,11 @@ def interleaved(
             begin = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - begin)
-    return {name: _latency(values) for name, values in times.items()}
+    return times
 
 
-def _latency(values: list[float]) -> Latency:
+def summary(values: list[float]) -> Latency:
+    """Return the median and the quartiles of some seconds, two at least."""
     quartiles = statistics.quantiles(values, n=4)
     return Latency(statistics.median(values), quartiles[0], quartiles[2], len(values))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, Group
@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from featherweight.errors import RecipeError, need
-from featherweight.exploration import Search, explore, status
-from featherweight.journal import Row
-from featherweight.study import SAMPLERS, Standing
-from featherweight.tasks import made_by
 from featherweight.verdict import format_amount
+
+if TYPE_CHECKING:
+    from featherweight.journal import Row
+    from featherweight.study import Standing
 
 _screen = Console(stderr=True)
 
@@ -31,7 +31,7 @@ def search(
     budget: Annotated[str | None, typer.Option(help="Limits, such as [b]'size<=2%, drop<=1pt'[/b].")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the journal, the front and the best file.")] = Path("search"),
     trials: Annotated[int, typer.Option(min=1, help="Recipes to draw.")] = 24,
-    sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")] = "nsga2",
+    sampler: Annotated[str, typer.Option(help="nsga2, tpe, gp or random.")] = "nsga2",
     seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Of one heal at full length.")] = 10,
     rungs: Annotated[str, typer.Option(help="Shares of the training; a third is promoted to the next.")] = "0.2,1",
@@ -54,6 +54,9 @@ def search(
 
     Example: featherweight search digits --budget "size<=2%, drop<=1pt" --workers 2 --out search
     """
+    from featherweight.exploration import Search, explore, status
+    from featherweight.tasks import made_by
+
     if show is not None:
         _tell(status(show), as_json)
         return

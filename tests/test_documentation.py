@@ -16,7 +16,12 @@ README = ROOT / "README.md"
 BLOCK = re.compile(r"(?P<before>[^\n]*)\n+```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 SKIP = re.compile(r"<!-- not run: (?P<reason>.+) -->")
 HELPERS = {"digits_input.py", "digits_check.py"}  # of `make demo`, run in sequence
-EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.name not in HELPERS)
+LONG = {"lstm_speech.py", "transformer_text.py"}  # over ten seconds each
+EXAMPLES = [
+    pytest.param(path, id=path.name, marks=[pytest.mark.slow] if path.name in LONG else [])
+    for path in sorted((ROOT / "examples").glob("*.py"))
+    if path.name not in HELPERS
+]
 MOST_LINES = 60
 
 
@@ -80,7 +85,7 @@ def test_examples_are_short(path):
     assert len(path.read_text().splitlines()) <= MOST_LINES
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_an_example_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(path)])
@@ -115,3 +120,30 @@ def test_the_benchmark_page_is_what_the_results_say(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     page = importlib.import_module("page")
     assert page.PAGE.read_text() == page.rendered(), "run python benchmarks/page.py"
+
+
+def test_the_headline_table_of_the_readme_is_what_the_results_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    page = importlib.import_module("page")
+    assert page.readme(README.read_text()) == README.read_text(), "run python benchmarks/page.py"
+
+
+def test_every_page_is_in_the_site():
+    listed = re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text())
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("name", ["families.md", "choose.md"])
+def test_every_figure_that_a_page_names_is_measured(name):
+    measured = (ROOT / "docs" / "benchmarks.md").read_text()
+    named = re.findall(r"`([a-z]\w+\.[a-z0-9_.]+)`", (ROOT / "docs" / name).read_text())
+    assert named
+    for figure in named:
+        assert f"| `{figure}` |" in measured, figure
+
+
+def test_every_name_of_the_reference_is_public():
+    import featherweight
+
+    for name in re.findall(r"^::: featherweight\.(\w+)", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE):
+        assert name in featherweight.__all__

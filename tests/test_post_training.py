@@ -10,7 +10,7 @@ from featherweight.zoo import small_models
 
 
 def test_what_it_is_made_of():
-    assert [step["quantize_static"]["rounding"] for step in post_training().to_json()["steps"][1:]] == ["compensated"]
+    assert [step["quantize_static"]["rounding"] for step in post_training().to_json()["steps"][2:]] == ["compensated"]
     assert post_training(4, integers=False).to_json()["steps"][1] == {"quantize_weights": {"rounding": "compensated"}}
     assert post_training(3.5, integers=False).to_json()["steps"][1] == {"mix_precisions": {"bits": 3.5, "batches": 8}}
     with pytest.raises(RecipeError, match=r"bits=3\.5"):

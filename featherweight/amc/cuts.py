@@ -8,7 +8,7 @@ from typing import ClassVar, final
 
 from torch import nn
 
-from featherweight.allocation.tables import _clusters, _macs, _member
+from featherweight.allocation.tables import _macs, _member
 from featherweight.allocation.treatments import Group, Row, Tables, Treatment
 from featherweight.data import Data
 from featherweight.errors import ModelError
@@ -17,7 +17,7 @@ from featherweight.running import run
 from featherweight.scoring import evaluate
 from featherweight.technique import Context, Edits, Recipe, Stage, Technique
 from featherweight.techniques import ReestimateNorms
-from featherweight.techniques.cuts import Remaining, keep_edit
+from featherweight.techniques.cuts import Remaining, clusters, keep_edit
 from featherweight.techniques.importance import importance
 from featherweight.techniques.matrices import matrices
 from featherweight.techniques.unit_costs import uses
@@ -87,7 +87,7 @@ class Cuts:
         self.model, self.data, self.batches = model, data, batches
         self.context = Context(data=data, seed=seed)
         self.known = known if known is not None else {}
-        self.clusters = [tuple(cluster) for cluster in _clusters(model, self.context)]
+        self.clusters = [tuple(cluster) for cluster in clusters(model, self.context)]
         self._order(importance_kind)
         self.clusters = [cluster for place, cluster in enumerate(self.clusters) if self._stands(place)]
         if not self.clusters:

@@ -9,7 +9,7 @@ from typing import Any
 from featherweight.errors import ExportError, closest
 from featherweight.runtimes.eager import Eager
 from featherweight.runtimes.executorch import ExecuTorch
-from featherweight.runtimes.litert import LiteRT
+from featherweight.runtimes.litert import LiteRT, LiteRTDynamic
 from featherweight.runtimes.onnxruntime import OnnxRuntime
 from featherweight.runtimes.openvino import OpenVino, OpenVinoBf16
 from featherweight.runtimes.protocol import Program, Runtime, Subject
@@ -19,6 +19,7 @@ RUNTIMES: dict[str, Runtime] = {
     "openvino": OpenVino(),
     "openvino_bf16": OpenVinoBf16(),
     "litert": LiteRT(),
+    "litert_dynamic": LiteRTDynamic(),
     "executorch": ExecuTorch(),
     "torch": Eager(),
 }
@@ -26,6 +27,7 @@ FORMATS = {
     "onnx": "onnxruntime",
     "openvino": "openvino",
     "litert": "litert",
+    "litert_dynamic": "litert_dynamic",
     "executorch": "executorch",
     "torch": "torch",
 }

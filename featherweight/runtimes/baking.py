@@ -48,6 +48,30 @@ def baked(
         return torch.export.export(module, args, kwargs, strict=False)
 
 
+def loosened(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    """Return the program for inputs of these shapes without grids for activations, every weight decoded to floats.
+
+    Args:
+        program: of a model whose quantized layers compute with reference operators, or of any other.
+        args: example positional inputs.
+        kwargs: example keyword inputs.
+    """
+    module = program.module()
+    if not isinstance(module, GraphModule):
+        raise TypeError(f"an exported program gave {type(module).__name__}, not a graph")
+    for node in list[Any](module.graph.nodes):
+        if node.target is reference.dequantize_per_tensor.tensor:
+            node.replace_all_uses_with(node.args[0].args[0])
+        elif node.target is reference.dequantize_per_channel.default:
+            _scales(module, node, floats=False)
+            _decode(module, node)
+    module.graph.eliminate_dead_code()
+    _forget(module)
+    module.recompile()
+    with torch.no_grad():
+        return torch.export.export(module, args, kwargs, strict=False)
+
+
 def _write(module: GraphModule, node: Any, operator: Any, signed: bool) -> None:
     """Put the operator that takes numbers in the place of the one that takes tensors."""
     value, scale, zero, low, high, kind = node.args[:6]
@@ -117,14 +141,19 @@ def _decode_loose(module: GraphModule) -> None:
             after = next(iter(after.users))
         if all(user.target is reference.quantize_per_tensor.default for user in after.users):
             continue
-        codes, scale, axis = _tensor(module, node.args[0]), _tensor(module, node.args[1]), int(node.args[3])
-        name = f"{str(node.args[0].target).replace('.', '_')}_weight"
-        module.register_buffer(name, codes * scale.reshape([-1 if dim == axis else 1 for dim in range(codes.dim())]))
-        with module.graph.inserting_before(node):
-            node.replace_all_uses_with(module.graph.get_attr(name))
+        _decode(module, node)
         entering = layer.args[0]
         if entering.target is decode[1]:
             layer.replace_input_with(entering, entering.args[0].args[0])
+
+
+def _decode(module: GraphModule, node: Any) -> None:
+    """Put the floats that codes stand for in the place of what decodes them."""
+    codes, scale, axis = _tensor(module, node.args[0]), _tensor(module, node.args[1]), int(node.args[3])
+    name = f"{str(node.args[0].target).replace('.', '_')}_weight"
+    module.register_buffer(name, codes * scale.reshape([-1 if dim == axis else 1 for dim in range(codes.dim())]))
+    with module.graph.inserting_before(node):
+        node.replace_all_uses_with(module.graph.get_attr(name))
 
 
 def _forget(module: GraphModule) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from featherweight.data import as_call
 from featherweight.errors import DataError, ExportError
 from featherweight.layers.quantized import reference
-from featherweight.runtimes.baking import baked
+from featherweight.runtimes.baking import baked, loosened
 from featherweight.runtimes.protocol import (
     FLOAT32,
     INT8,
@@ -71,6 +70,29 @@ class LiteRT(Runtime):
         return Interpreted(interpreter)
 
 
+class LiteRTDynamic(LiteRT):
+    """LiteRT with int8 weights and activations that are rounded to 8 bits anew at each call, each layer by its own range."""
+
+    about = "as litert, but activations get their grid at each call: fast on sequences; one batch size"
+
+    def export(self, subject: Subject, folder: Path) -> Path:
+        """Write `model.tflite`, for the batch size of the subject's inputs."""
+        convert, tools = self.need("litert_torch"), self.need("ai_edge_quantizer")
+        args, kwargs = as_call(subject.inputs)
+        program = loosened(program_of(subject, self), args, kwargs)
+        plain, path = written(folder / "model.float", b""), folder / "model.tflite"
+        try:
+            with quiet():
+                convert.convert(program.module(), args, kwargs).export(str(plain))
+                quantizer = tools.quantizer.Quantizer(str(plain), tools.recipe.dynamic_wi8_afp32())
+                data = bytes(quantizer.quantize().quantized_model)
+        except Exception as error:  # the converter raises whatever its passes raise
+            raise ExportError(f"LiteRT cannot express the model: {first_line(error)}") from error
+        finally:
+            plain.unlink()
+        return written(path, data)
+
+
 class Interpreted(Program):
     """A loaded `.tflite` file; floats are put on its grids, and what it gives is taken off them."""
 
@@ -102,10 +124,17 @@ class Interpreted(Program):
         for operator in self._interpreter._get_ops_details():
             if operator["op_name"] in _COMPUTING:
                 kinds = {np.dtype(tensors[index]["dtype"]) for index in operator["inputs"][:2] if index in tensors}
-                names = ";".join(str(tensors[index]["name"]) for index in operator["outputs"] if index in tensors)
-                for path in re.findall(r"\.[A-Z]\w*?_([\w.]+?);", names + ";"):
-                    found[path] = INT8 if kinds == {np.dtype(np.int8)} else FLOAT32
+                names = [str(tensors[index]["name"]) for index in operator["outputs"] if index in tensors]
+                runs = INT8 if np.dtype(np.int8) in kinds else FLOAT32  # with float inputs, the kernel rounds them
+                paths = [path for name in names if (path := _path(name))] or [f"?{len(found)}"]
+                found.update(dict.fromkeys(paths, runs))
         return found
+
+
+def _path(name: str) -> str:
+    """The dotted path in a tensor's name, which reads `package.Outer/package.Inner_layers/package.Linear_0;2`."""
+    classes = [part.rsplit(".", 1)[-1] for part in name.partition(";")[0].split("/")[1:]]
+    return ".".join(one.partition("_")[2] for one in classes)
 
 
 def _encoded(array: Array, detail: Any) -> Array:

@@ -60,7 +60,10 @@ class Program(ABC):
 
     @abstractmethod
     def audit(self) -> dict[str, str]:
-        """Return how the runtime computes each layer, by path: `int8`, `bf16`, `float32`, read from its own compiled graph."""
+        """Return how the runtime computes each layer, by path: `int8`, `bf16`, `float32`, read from its own compiled graph.
+
+        A layer whose name the runtime has lost is listed under `?` and a number, in the order of the graph.
+        """
 
     def run(self, inputs: Any) -> list[Array]:
         """Return the outputs, one array each.

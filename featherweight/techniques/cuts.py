@@ -1,15 +1,44 @@
-"""From the units that groups keep to the Keep that cuts them together."""
+"""Which groups are cut together, and from the units that they keep to the Keep that does it."""
 
 from __future__ import annotations
 
 from torch import nn
 
+from featherweight.data import as_call, example_inputs
 from featherweight.edits import Cut, Keep, named_tensors
-from featherweight.graph import CoupledGroup
+from featherweight.errors import ModelError
+from featherweight.graph import CoupledGroup, coupled_groups
 from featherweight.sizes import following_sizes
+from featherweight.technique import Context
+from featherweight.techniques.importance import within
 
 Remaining = dict[tuple[str, int], list[int]]
 Cluster = list[tuple[CoupledGroup, set[int]]]  # groups cut in one edit, each with the indices of the units it keeps
+
+
+def clusters(model: nn.Module, context: Context) -> list[list[CoupledGroup]]:
+    """Return the groups in scope that are cut together: those that must stay as large as each other, and the others alone.
+
+    A model that cannot be traced has none, and the context's notes say so.
+
+    Args:
+        model: it comes back as it was.
+        context: example, scope and device.
+    """
+    args, kwargs = as_call(example_inputs(context.data, context.device))
+    try:
+        found, _ = coupled_groups(model, args, kwargs)
+    except ModelError as error:
+        context.leave("", str(error))
+        return []
+    alike: dict[str | int, list[CoupledGroup]] = {}
+    for place, group in enumerate(found):
+        alike.setdefault(group.size or place, []).append(group)
+    return [
+        groups
+        for groups in alike.values()
+        if min(map(len, groups)) > 1 and all(within(model, group, context) for group in groups)
+    ]
 
 
 def keep_edit(model: nn.Module, cluster: Cluster, remaining: Remaining) -> tuple[Keep, Remaining]:

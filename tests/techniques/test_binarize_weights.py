@@ -114,8 +114,8 @@ def test_a_binary_network_runs_in_onnx_runtime(gradient):
     torch.testing.assert_close(seen[0].unique(), torch.stack([-signed.input_scale, signed.input_scale]))
     torch.testing.assert_close(seen[1].unique(), torch.stack([torch.zeros(()), unsigned.input_scale]))
     ran = torch.from_numpy(Session(assemble(export_graph(output, data), output.state_dict())).run(inputs)[0])
-    # integer kernels round a bias to the product of the steps of inputs and weights, which are large here
-    assert float((ran - wanted).square().mean() / wanted.square().mean()) < 0.05
+    # biases of inner layers stay float: the products of their large steps are no grid to round them to
+    assert float((ran - wanted).square().mean() / wanted.square().mean()) < 1e-2
 
 
 def test_training_brings_signs_back():

@@ -87,6 +87,20 @@ def test_weights_of_fewer_bits():
     assert int(output.hidden.codes.abs().max()) == 7
 
 
+def test_biases_take_what_rounding_changes_in_the_mean():
+    """Of two groups of one output each, with two taps: lost weight times the mean of the channel that it meets, by hand."""
+    layer = nn.Conv1d(2, 2, 2, groups=2)
+    layer.weight.data = torch.tensor([[[1.0, 0.4]], [[-1.0, 0.3]]])
+    layer.bias.data = torch.tensor([0.5, 0.0])
+    inputs = torch.tensor([[[1.0, 3.0], [6.0, 4.0]]])  # means 2 and 5
+    context = Context(data=Data(example=inputs, calibrate=[inputs]))
+    output, _ = run(QuantizeStatic(weight_bits=2, tolerance=0.0), nn.Sequential(layer).eval(), context)
+    lost = layer.weight.detach() - output[0].dequantized()
+    assert float(lost.abs().max()) > 0.2
+    wanted = layer.bias.detach() + lost.sum((1, 2)) * torch.tensor([2.0, 5.0])
+    assert output[0].bias.tolist() == pytest.approx(wanted.tolist(), abs=0.02)  # but for the bits it is stored with
+
+
 def test_a_layer_that_calibration_never_reaches_is_left():
     class Skips(nn.Module):
         def __init__(self):

@@ -1,0 +1,113 @@
+"""A supernet: subnets run on slices of the shared weights, train together, and come out as plain models."""
+
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from featherweight.data import complete, example_inputs, forward
+from featherweight.edits import replay
+from featherweight.errors import ModelError
+from featherweight.scoring import evaluate
+from featherweight.supernet import Subnet, Supernet
+from featherweight.technique import Context
+
+
+class Residual(nn.Module):
+    """A stem, two residual blocks with norms, a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(10, 16), nn.ReLU())
+        self.blocks = nn.Sequential(*(Block() for _ in range(2)))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, values):
+        return self.head(self.blocks(self.stem(values)))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(16, 12), nn.BatchNorm1d(12), nn.Linear(12, 16)
+
+    def forward(self, values):
+        return values + self.second(torch.relu(self.norm(self.first(values))))
+
+
+@pytest.fixture
+def supernet(clusters):
+    torch.manual_seed(0)
+    return Supernet(Residual().eval(), Context(data=complete(clusters.data)[0]), shares=(1.0, 0.5))
+
+
+def test_what_is_elastic_by_hand(supernet):
+    assert sorted(supernet.choices) == [(12, 6), (12, 6), (16, 8)]
+    assert supernet.blocks == ("blocks.0", "blocks.1")
+    assert supernet.largest == Subnet(tuple(counts[0] for counts in supernet.choices))
+    assert supernet.smallest.skipped == ("blocks.0",)
+
+
+def test_a_subnet_computes_what_it_computes_alone(supernet, clusters):
+    inputs = example_inputs(supernet.context.data, batch=5)
+    before = {name: value.clone() for name, value in supernet.model.state_dict().items()}
+    draw = random.Random(0)
+    for subnet in (supernet.largest, supernet.smallest, *(supernet.sampled(draw) for _ in range(3))):
+        alone, edits = supernet.extracted(subnet, norms=False)
+        torch.testing.assert_close(supernet.forward(subnet, inputs), forward(alone, inputs))
+        same = replay(Residual(), edits)
+        same.load_state_dict(alone.state_dict())
+        torch.testing.assert_close(forward(same.eval(), inputs), forward(alone, inputs))
+    for name, value in supernet.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_gradients_reach_what_a_subnet_uses_and_nothing_else(supernet):
+    place = supernet.names.index("blocks.1.first")
+    counts = tuple(c[-1] if at == place else c[0] for at, c in enumerate(supernet.choices))
+    supernet.model.train()
+    running = supernet.model.blocks[1].norm.running_mean.clone()
+    supernet.forward(Subnet(counts, ("blocks.0",)), example_inputs(supernet.context.data, batch=8)).sum().backward()
+    rows = supernet.model.blocks[1].first.weight.grad.abs().sum(1)
+    ((_, order),) = supernet.units[place]
+    assert set(rows.nonzero().flatten().tolist()) <= set(order[:6])
+    assert rows.any()
+    assert supernet.model.blocks[0].first.weight.grad is None
+    assert torch.equal(supernet.model.blocks[1].norm.running_mean, running)
+
+
+def test_training_makes_the_small_ones_work(clusters):
+    """Weights that know nothing of each other: after the sandwich all of them tell the clusters apart."""
+    torch.manual_seed(1)
+    data = complete(clusters.data)[0]
+    model = Residual().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = []
+    for _ in range(2):
+        supernet = Supernet(model, Context(data=data, teacher=clusters.model), shares=(1.0, 0.5))
+        supernet.train(epochs=12, learning_rate=1e-2)
+        found.append(supernet.model.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    reached = evaluate(clusters.model, data, "validate").value
+    for subnet in (supernet.largest, supernet.smallest):
+        assert evaluate(supernet.extracted(subnet).model, data, "validate").value > reached - 0.08
+
+
+def test_evolution_keeps_the_limit_and_finds_the_best(supernet):
+    def width(subnet):
+        return sum(subnet.counts) + 4.0 * (2 - len(subnet.skipped))
+
+    best = supernet.evolved(score=width, cost=width, limit=36.0, evaluations=20, seed=2)
+    assert best == supernet.evolved(score=width, cost=width, limit=36.0, evaluations=20, seed=2)
+    assert all(cost <= 36 for _, cost, _ in best)
+    assert best[0][0] >= best[-1][0]
+    assert best[0][0] == 36
+    with pytest.raises(ModelError, match="the smallest subnet costs"):
+        supernet.evolved(width, width, 3.0, 5)
+
+
+def test_nothing_elastic_is_said(clusters):
+    with pytest.raises(ModelError, match="no channels and no blocks"):
+        Supernet(nn.Linear(10, 4), Context(data=complete(clusters.data)[0]))
