@@ -56,6 +56,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/budget_kill.py
 	$(BIN)/python benchmarks/budget_ray.py
 	$(BIN)/python benchmarks/budget_amc.py resnet20 0 1 2
+	$(BIN)/python benchmarks/budget_supernet.py resnet20 0 1 2
+	$(BIN)/python benchmarks/budget_supernet.py transformer 0 1 2
 	$(BIN)/python benchmarks/quantization_latency.py
 	$(BIN)/python benchmarks/quantization_export.py
 	$(BIN)/python benchmarks/quantization_time.py
