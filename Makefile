@@ -61,6 +61,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/quantization_latency.py
 	$(BIN)/python benchmarks/quantization_export.py
 	$(BIN)/python benchmarks/quantization_time.py
+	$(BIN)/python benchmarks/quantization_ptq.py
 	$(BIN)/python benchmarks/page.py
 
 docs: $(VENV)/.dev
