@@ -10,7 +10,7 @@ from featherweight import measurement as measuring
 from featherweight.allocation import Tables, tables_of
 from featherweight.allocation.truth import Reference
 from featherweight.errors import RecipeError
-from featherweight.job import Job, Result, file_floor
+from featherweight.job import MARGIN, Job, Result, file_floor
 from featherweight.portable import assemble
 from featherweight.running import run
 from featherweight.scoring import evaluate
@@ -18,7 +18,6 @@ from featherweight.search import MIXES, UNIFORM, Strength, Trial, mixed, search
 from featherweight.technique import Context, Recipe
 from featherweight.techniques import FoldBatchNorm
 
-MARGIN = 2.0  # standard errors: the pick of several trials looks better on validation than it is
 _APART = 3.0  # factors of size that are this far apart may want different mixes
 _COMPARED = 2048  # validation samples on which mixes are compared
 

@@ -32,6 +32,7 @@ from featherweight.technique import Context, Recipe, Untouched
 from featherweight.techniques import FoldBatchNorm
 
 Progress = Callable[[str, float], None]
+MARGIN = 2.0  # standard errors: the pick of several trials looks better on validation than it is
 _USUAL_AGREEMENT = Agreement(9.537e-06, 139.6, 1.0)
 _DIGITS = 12  # bytes by which the final facts may be longer
 _STEPS = 8000  # optimizer steps that the gradual pruning of a trial aims at
@@ -101,7 +102,7 @@ class Job:
                 before=before,
                 score=evaluate(model, complete_data, "validate"),
                 original=export_graph(model, complete_data),
-                epochs=_epochs(complete_data, before.macs or 0),
+                epochs=training_epochs(complete_data, before.macs or 0),
                 graphs={},
             )
             job.refuse_impossible()
@@ -244,7 +245,7 @@ def file_floor(model: nn.Module, edits: list[Edit], graph: Graph) -> int:
     return len(package(empty, edits, {}, graph).to_bytes())
 
 
-def _epochs(data: Data, macs: int) -> int:
+def training_epochs(data: Data, macs: int) -> int:
     """Epochs of gradual pruning in a trial: enough steps to settle, within what the network's size allows."""
     if data.train is None:
         return 0

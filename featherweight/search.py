@@ -202,6 +202,25 @@ def search(
         epochs: of the gradual pruning in each trial.
         trials: most candidates to train.
     """
+    start, drop, size = first_strength(budget, original, cheap, epochs), budget.limit("drop"), budget.limit("size")
+    made: list[Trial] = []
+    allowed = size.allowed(original["size"]) if size is not None else math.inf
+    for strength in _strengths(start, made, drop is not None, allowed):
+        made.append(full(strength))
+        if len(made) >= trials:
+            break
+    return sorted(made, key=lambda trial: _merit(trial, drop is not None))
+
+
+def first_strength(budget: Budget, original: dict[str, float], cheap: Cheap, epochs: int) -> Strength:
+    """Return the mildest strength whose untrained candidate meets the limits that need no score; the strongest if none does.
+
+    Args:
+        budget: what to meet.
+        original: the original's costs.
+        cheap: costs of a candidate without training.
+        epochs: of a trial.
+    """
     start = _largest_share(budget, original, cheap, epochs)
     size, drop = budget.limit("size"), budget.limit("drop")
     if size is not None:
@@ -210,13 +229,7 @@ def search(
         start = _smallest_factor(replace(start, factor=factor), allowed, cheap)
     elif drop is not None and not start.static:
         start = replace(start, factor=8.0)
-    made: list[Trial] = []
-    allowed = size.allowed(original["size"]) if size is not None else math.inf
-    for strength in _strengths(start, made, drop is not None, allowed):
-        made.append(full(strength))
-        if len(made) >= trials:
-            break
-    return sorted(made, key=lambda trial: _merit(trial, drop is not None))
+    return start
 
 
 def _merit(trial: Trial, smaller: bool) -> tuple[float, ...]:
