@@ -18,7 +18,6 @@ from featherweight.search import MIXES, UNIFORM, Strength, Trial, mixed, search
 from featherweight.technique import Context, Recipe
 from featherweight.techniques import FoldBatchNorm
 
-_APART = 3.0  # factors of size that are this far apart may want different mixes
 _COMPARED = 2048  # validation samples on which mixes are compared
 
 
@@ -50,7 +49,7 @@ class Candidates:
         folded, edits = run(FoldBatchNorm(), job.model, context)
         self.tables: Tables = tables_of(folded, context)
         self.floor = float(file_floor(folded.cpu(), edits, job.graph_of(folded, edits)))
-        self.mixes: dict[int, tuple[str, float]] = {}
+        self.best: str | None = None
 
     def search(self) -> list[Trial]:
         """Return the trials, the best last."""
@@ -76,7 +75,7 @@ class Candidates:
         return costs
 
     def full(self, strength: Strength) -> Trial:
-        """Train and score the candidate, with the mix that heals best at about this size."""
+        """Train and score the candidate, with the mix that heals best."""
         job, begin = self.job, time.perf_counter()
         mix, over = self.mix(strength)
         if over > 1:
@@ -95,12 +94,11 @@ class Candidates:
         return trial
 
     def mix(self, strength: Strength) -> tuple[str, float]:
-        """Return the mix whose short training ends nearest to the original's outputs on validation data.
+        """Return the mix whose short training ends nearest to the original's outputs on validation data, for all trials.
 
-        Beside it, for the first strength of about this size, by how much the file of the short training was too large.
+        Beside it, for the first strength, on which the mixes are compared, by how much its file was too large.
         """
-        place = round(math.log(strength.factor, _APART))
-        if place not in self.mixes:
+        if self.best is None:
             names = [*MIXES, *([UNIFORM] if strength.share == 1 and not strength.static else [])]
             recipes: dict[str, Recipe] = {}
             for name in names[: self.job.request.trials]:
@@ -108,10 +106,9 @@ class Candidates:
                 if recipe not in recipes.values():
                     recipes[name] = recipe
             told = {name: self._short(name, recipe) for name, recipe in recipes.items()}
-            best = min(told, key=lambda name: told[name][0])
-            self.mixes[place] = (best, 1.0)
-            return best, told[best][1]
-        return self.mixes[place]
+            self.best = min(told, key=lambda name: told[name][0])
+            return self.best, told[self.best][1]
+        return self.best, 1.0
 
     def _short(self, name: str, recipe: Recipe) -> tuple[float, float]:
         """The divergence of a candidate, and its size over the limit."""
