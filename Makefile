@@ -53,12 +53,16 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/evaluation_recipes.py
 	$(BIN)/python benchmarks/evaluation_report.py
 	$(BIN)/python benchmarks/evaluation_tables.py
+	$(BIN)/python benchmarks/evaluation_robustness.py
 	$(BIN)/python benchmarks/budget_kill.py
 	$(BIN)/python benchmarks/budget_ray.py
 	$(BIN)/python benchmarks/budget_amc.py resnet20 0 1 2
+	$(BIN)/python benchmarks/budget_supernet.py resnet20 0 1 2
+	$(BIN)/python benchmarks/budget_supernet.py transformer 0 1 2
 	$(BIN)/python benchmarks/quantization_latency.py
 	$(BIN)/python benchmarks/quantization_export.py
 	$(BIN)/python benchmarks/quantization_time.py
+	$(BIN)/python benchmarks/quantization_ptq.py
 	$(BIN)/python benchmarks/page.py
 
 docs: $(VENV)/.dev

@@ -1,6 +1,6 @@
 """Which technique, for four networks: every recipe at four budgets under three seeds, by `featherweight.compare`'s rules.
 
-    FEATHERWEIGHT_DATA=../shared/data python benchmarks/evaluation_tables.py mlp [lstm resnet20 minilm] [--seeds 1]
+    FEATHERWEIGHT_DATA=../shared/data python benchmarks/evaluation_tables.py mlp [lstm resnet20 minilm] [--seeds 1] [--no-joint]
 
 Cells lie in the benchmarks' cache and are never run twice: a sitting may be killed at any time, and `--seeds 1` completes one seed
 everywhere before the second. Tables and pages go to `benchmarks/results/comparisons/`; a network counts once all its cells are done.
@@ -61,13 +61,13 @@ NETWORKS = {
 }
 
 
-def compared(name: str, seeds: int) -> Comparison:
+def compared(name: str, seeds: int, recipes: tuple[str, ...] = RECIPES) -> Comparison:
     """Run what is missing of a network's table, and copy table and page to the results."""
     network, folder = NETWORKS[name], cache() / f"compare-{name}"
     command = f"python benchmarks/evaluation_tables.py {name}"
     found = compare(
         network.task,
-        RECIPES,
+        recipes,
         BUDGETS,
         out=folder,
         seeds=seeds,
@@ -104,9 +104,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--no-joint", action="store_true", help="leave the joint search for another sitting")
     asked = parser.parse_args()
+    recipes = tuple(name for name in RECIPES if not (asked.no_joint and name == "joint"))
     for name in asked.networks:
-        found = compared(name, asked.seeds)
+        found = compared(name, asked.seeds, recipes)
         done = kept(NAME)
         done[name] = {
             "seeds": asked.seeds,
@@ -121,7 +123,7 @@ def main() -> None:
 
 
 def _rows(done: dict[str, Any]) -> None:
-    whole = {name: row for name, row in done.items() if row["seeds"] >= SEEDS}
+    whole = {name: row for name, row in done.items() if row["seeds"] >= SEEDS and row["joint"]["points"]}
     told = "; ".join(
         f"{name}: {row['recipes']} recipes, {row['cells']} cells, {row['files']} files. {' '.join(row['answers'])}"
         for name, row in whole.items()

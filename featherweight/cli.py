@@ -107,7 +107,7 @@ def compress(
         typer.Option(help="Limits, such as [b]'size<=2%, drop<=1pt'[/b]: size, params, macs, latency, memory, drop."),
     ],
     recipe: Annotated[
-        Path | None, typer.Option(help="YAML or JSON file of steps; without it a search picks strengths.")
+        Path | None, typer.Option(help="YAML or JSON file of steps; without it the mix for the budget is searched.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the file goes.")] = Path("model.fw"),
     report: Annotated[Path | None, typer.Option(help="Write an HTML report there.")] = None,
@@ -240,6 +240,32 @@ def compare_(
         return
     for answer in found.answers:
         Console().print(answer["text"], markup=False, highlight=False)
+
+
+@app.command()
+def plan(
+    task: TaskName,
+    budget: Annotated[str, typer.Option(help="Limits, such as [b]'size<=2%, drop<=1pt'[/b].")],
+    trials: Annotated[int, typer.Option(min=1, help="Most candidates that compress would train.")] = 12,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Say what a budget asks of a task's model, whether it is within reach, and how long it would take. Exit code 2: it is not.
+
+    Example: featherweight plan digits --budget "size<=2%, drop<=1pt"
+    """
+    from featherweight.budget import Budget
+    from featherweight.planning import plan as plan_model
+    from featherweight.tasks import find_task
+
+    limits = Budget.parse(budget)
+    with _showing(as_json) as progress:
+        progress(f"loading {task}", 0.0)
+        found = find_task(task)
+        facts = plan_model(found.model, found.data, limits, trials, seed, device, progress)
+    _show(facts, f"{task}: {limits}", as_json)
+    raise typer.Exit(0 if facts["feasible"] else 2)
 
 
 @app.command()

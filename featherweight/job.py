@@ -1,9 +1,9 @@
-"""One compression: candidates priced and trained for the search, and a recipe carried out step by step."""
+"""One compression: what is asked for, checked and measured, and a recipe carried out step by step."""
 
 from __future__ import annotations
 
 import copy
-import math
+import json
 import shutil
 import tempfile
 import time
@@ -17,10 +17,10 @@ from torch import nn
 
 from featherweight import measurement as measuring
 from featherweight.agreement import Agreement
-from featherweight.artifact import package
+from featherweight.artifact import compact, package
 from featherweight.costs import parameters
 from featherweight.data import Data, batches, complete, samples
-from featherweight.edits import Edit
+from featherweight.edits import Edit, Write, to_json
 from featherweight.errors import BudgetError, FeatherweightError, RecipeError
 from featherweight.latency import LatencyTable, latencies
 from featherweight.measurement import Measurement
@@ -28,7 +28,6 @@ from featherweight.portable import Graph, assemble, export_graph
 from featherweight.preflight import Request, check, open_workspace
 from featherweight.running import run
 from featherweight.scoring import Score, evaluate
-from featherweight.search import Strength, Trial, default_recipe, search
 from featherweight.technique import Context, Recipe, Untouched
 from featherweight.techniques import FoldBatchNorm
 
@@ -70,6 +69,7 @@ class Job:
     score: Score
     original: Graph
     epochs: int
+    graphs: dict[str, Graph]
 
     @classmethod
     def start(
@@ -102,7 +102,8 @@ class Job:
                 before=before,
                 score=evaluate(model, complete_data, "validate"),
                 original=export_graph(model, complete_data),
-                epochs=_epochs(complete_data, before.macs or 0),
+                epochs=training_epochs(complete_data, before.macs or 0),
+                graphs={},
             )
             job.refuse_impossible()
         except FeatherweightError:
@@ -121,64 +122,17 @@ class Job:
         if limit is None:
             return
         allowed = limit.allowed(self.before.size_bytes)
-        floor = _floor(self.model, [], self.original)
+        floor = file_floor(self.model, [], self.original)
         if floor > allowed:  # a network full of norms may still fit once they are folded
             folded, edits = run(FoldBatchNorm(), self.model, Context(data=self.data))
-            floor = min(floor, _floor(folded, edits, export_graph(folded, self.data)))
+            floor = min(floor, file_floor(folded, edits, export_graph(folded, self.data)))
         if floor > allowed:
             raise BudgetError(
                 f"the budget {limit} is impossible: the graph and the manifest of this model alone take {floor:,} bytes; "
                 f"ask for at least size<={floor * 2 // 1000 + 1}KB"
             )
 
-    def search(self) -> list[Trial]:
-        """Return the trials of the default recipe, the best last.
-
-        Raises:
-            RecipeError: there is no training data to heal on.
-        """
-        if self.data.train is None:
-            raise RecipeError(
-                "the default recipe heals by training and Data(train=...) is missing: give it, or a recipe"
-            )
-        base = {"size": self.before.size_bytes, "params": self.before.params, "macs": self.before.macs or 0}
-        original = {key: float(value) for key, value in base.items()}
-        whole = assemble(self.original, self.model.state_dict())
-        if self.request.budget.limit("latency") is not None:
-            original["latency"] = self.table.original(whole, self.data)
-        if self.request.budget.limit("memory") is not None:
-            original["memory"] = float(measuring.peak_bytes(whole, self.data))
-        return search(self.request.budget, original, self._cheap, self._full, self.epochs, self.request.trials)
-
-    def _cheap(self, strength: Strength) -> dict[str, float]:
-        self.progress(f"estimating {strength.factor:g}x, {strength.cut:.0%} of the channels cut", 0.0)
-        result = self.execute(default_recipe(strength, trains=False), by_user=False, measure=False)
-        facts = measuring.structure(result.model, self.data)
-        costs = {"size": float(self._size(result)), "params": float(facts.params), "macs": float(facts.macs or 0)}
-        whole = assemble(result.graph, result.model.state_dict())
-        if self.request.budget.limit("latency") is not None:
-            original = assemble(self.original, self.model.state_dict())
-            costs["latency"] = self.table.candidate(result.graph.skeleton, whole, original, self.data)
-        if self.request.budget.limit("memory") is not None:
-            costs["memory"] = float(measuring.peak_bytes(whole, self.data))
-        return costs
-
-    def _full(self, strength: Strength) -> Trial:
-        begin = time.perf_counter()
-        recipe = default_recipe(strength)
-        result = self.execute(recipe, by_user=False, measure=False)
-        size = self._size(result)
-        score = evaluate(result.model, self.data, "validate", self.request.device)
-        drop, error = self.score.drop(score), self.score.drop_error(score)
-        limits = {name: self.request.budget.limit(name) for name in ("size", "drop")}
-        fits = limits["size"] is None or size <= limits["size"].allowed(self.before.size_bytes)
-        margin = MARGIN * error if math.isfinite(error) else 0.0  # a score that is one number has no error to go by
-        good = limits["drop"] is None or drop + margin <= limits["drop"].allowed(self.score.value) + 1e-12
-        trial = Trial(strength, recipe, size, score, drop, error, fits, good, time.perf_counter() - begin)
-        self.progress(f"trial {strength.factor:g}x: {size:,} bytes, drop {drop:.4f} on validation", 1.0)
-        return trial
-
-    def _size(self, result: Result) -> int:
+    def size(self, result: Result) -> int:
         """Bytes of the file, its scores and agreement standing for those that are known at the end."""
         facts = self.facts(result, self.score, self.score, _USUAL_AGREEMENT)
         return len(package(result.model, result.edits, facts, result.graph).to_bytes()) + _DIGITS
@@ -212,12 +166,20 @@ class Job:
                 raise RecipeError(f"{step} found nothing to do: {_instead(model, context.untouched[known:])}")
             if measure:
                 seconds, plain = time.perf_counter() - begin, copy.deepcopy(model).cpu()
-                graph = export_graph(plain, self.data) if done else graph
+                graph = self.graph_of(plain, edits) if done else graph
                 rows.append(self._row(str(step), plain, graph, edits, seconds, note))
         model = model.cpu()
-        return Result(
-            recipe, model, graph if measure else export_graph(model, self.data), edits, context.untouched, rows
-        )
+        return Result(recipe, model, graph if measure else self.graph_of(model, edits), edits, context.untouched, rows)
+
+    def graph_of(self, model: nn.Module, edits: list[Edit]) -> Graph:
+        """Return a model's graph, which holds no weights: exported once for all candidates of the same structure."""
+        structure = [edit for edit in compact(edits) if not isinstance(edit, Write)]
+        if not structure:
+            return self.original
+        key = json.dumps(to_json(structure))
+        if key not in self.graphs:
+            self.graphs[key] = export_graph(model, self.data)
+        return self.graphs[key]
 
     def _row(
         self, step: str, model: nn.Module, graph: Graph, edits: list[Edit], seconds: float, note: str
@@ -274,7 +236,7 @@ def _remove(workspace: Path, temporary: tempfile.TemporaryDirectory[str] | None)
         shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _floor(model: nn.Module, edits: list[Edit], graph: Graph) -> int:
+def file_floor(model: nn.Module, edits: list[Edit], graph: Graph) -> int:
     """Bytes of the file when every weight is zero."""
     empty = copy.deepcopy(model)
     with torch.no_grad():
@@ -283,7 +245,7 @@ def _floor(model: nn.Module, edits: list[Edit], graph: Graph) -> int:
     return len(package(empty, edits, {}, graph).to_bytes())
 
 
-def _epochs(data: Data, macs: int) -> int:
+def training_epochs(data: Data, macs: int) -> int:
     """Epochs of gradual pruning in a trial: enough steps to settle, within what the network's size allows."""
     if data.train is None:
         return 0

@@ -9,6 +9,7 @@ from torch import nn
 
 from featherweight.artifact import Artifact
 from featherweight.budget import Budget
+from featherweight.candidates import Candidates
 from featherweight.data import Data
 from featherweight.errors import BudgetError
 from featherweight.job import Job, Progress
@@ -41,7 +42,8 @@ def compress(
         model: the trained model; it is never changed.
         data: example, loaders, loss and score; what is missing is split off or left out, and the report says so.
         budget: limits such as `"size<=2%, drop<=1pt"`; see `Budget.parse`.
-        recipe: what to do; when missing, the default recipe at strengths that a search picks on validation data.
+        recipe: what to do; when missing, one integer program picks it from damage and cost tables, for strengths that a search
+            tries on validation data.
         teacher: whose outputs healing follows; the model itself when missing.
         trials: most candidates that a search trains.
         seed: of every random draw; one seed gives one file, byte for byte.
@@ -73,7 +75,7 @@ def compress(
         latency_table=Path(latency_table) if latency_table is not None else None,
     )
     job = Job.start(model, data, teacher, request, progress)
-    made = [] if recipe is not None else job.search()
+    made = [] if recipe is not None else Candidates(job).search()
     chosen = recipe if recipe is not None else made[-1].recipe
     result = job.execute(chosen if isinstance(chosen, Recipe) else Recipe((chosen,)), by_user=recipe is not None)
     artifact = prove(job, result, [trial.to_dict() for trial in made], name, command)

@@ -1,31 +1,37 @@
-"""A first simple search: how strong the default recipe must be, and may be, for a budget; validation data only.
+"""What a budget asks of the integer program, and which mix of families heals best; validation data only.
 
-Two strengths are chosen. The share of channels cut is the smallest whose untrained model meets the limits that need no
-score (MACs, parameters, milliseconds, memory). The size factor starts where the untrained file meets the size limit;
-each trial then trains in full, and while the validation score holds, the file is made smaller, else larger.
+A strength says how small: the share of multiply-adds or parameters left is the largest whose untrained model meets the
+limits that need no score (MACs, parameters, milliseconds, memory), and the size factor starts where the untrained file meets
+the size limit. Each trial then trains in full, and while the validation score holds, the file is made smaller, else larger.
+
+A mix says how the damages of the families compare once healed, which tables cannot know: lost channels heal best, then ranks,
+then zeros, and the rounding to few bits least. Short trainings decide between a few mixes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from featherweight.allocation import Healing, Tables, recipe_of, solve
 from featherweight.budget import Budget
+from featherweight.errors import BudgetError
 from featherweight.scoring import Score
 from featherweight.technique import Recipe, Technique
-from featherweight.techniques import (
-    Distill,
-    FoldBatchNorm,
-    PruneChannels,
-    PruneWeights,
-    QuantizeStatic,
-    QuantizeWeights,
-)
+from featherweight.techniques import Distill, FoldBatchNorm, PruneWeights, QuantizeWeights
 
-_CUTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-_SURVIVOR_BITS = {8: 7.0, 6: 5.2, 4: 2.8}  # entropy of a non-zero code, about
+MIXES: dict[str, dict[str, float]] = {
+    "balanced": {"channels": 0.1, "ranks": 0.3, "rounding": 5.0},
+    "narrow": {"channels": 0.03, "ranks": 1.0, "zeros": 0.3, "rounding": 5.0},
+    "sparse": {"zeros": 0.01, "rounding": 2.0},
+    "even": {},
+}
+UNIFORM = "uniform"
+"""No allocation: one density by LAMP, and one width."""
+_SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.16, 0.1, 0.06, 0.03)
+_SURVIVOR_BITS = 2.8  # entropy of a non-zero code of 4 bits, about
 _GROW = 2.0
 _CLOSE = 1.08  # stop when the factors that hold and fail are this near
 _TIGHTEN = 1.03
@@ -34,55 +40,95 @@ _MILDEST = 4.0
 
 @dataclass(frozen=True)
 class Strength:
-    """How hard the default recipe works.
+    """How hard the mix works.
 
     Attributes:
-        cut: share of channels removed, 0 to 0.9.
-        factor: how many times smaller than float32 the weights are to be, at least 4.
-        epochs: of the gradual pruning; the heals around it take a half each.
+        share: most multiply-adds or parameters left, above 0, up to 1.
+        factor: how many times smaller than float32 the file is to be, at least 4.
+        epochs: after cuts, while weights are pruned; a half more follow quantization.
         static: whether activations are quantized too, for speed.
+        metric: `macs` or `params`, which of them `share` is of.
     """
 
-    cut: float
+    share: float
     factor: float
     epochs: int
     static: bool
+    metric: str = "macs"
+
+    @property
+    def healing(self) -> Healing:
+        """How long a mix is trained."""
+        return Healing(self.epochs, max(1, self.epochs // 2))
+
+    def shorter(self) -> Strength:
+        """Return a strength with a quarter of the training."""
+        return replace(self, epochs=max(1, self.epochs // 4))
 
 
-def default_recipe(strength: Strength, trains: bool = True) -> Recipe:
-    """Return the default recipe at a strength: fold, cut channels, prune weights, quantize, each healed by the teacher.
+def mixed(
+    strength: Strength, mix: str, tables: Tables, original: dict[str, float], floor: float, trains: bool
+) -> Recipe:
+    """Return the recipe of a strength and mix.
 
     Args:
-        strength: how hard it works.
-        trains: False leaves every training step out: what the file would weigh, without the wait.
+        strength: how small.
+        mix: of `MIXES`, or `UNIFORM`.
+        tables: of the model with its batch norms folded.
+        original: `size`, `params` and `macs` of the original.
+        floor: bytes of a file whose weights have no information.
+        trains: False leaves every training out: what the file would weigh, without the wait.
     """
-    bits = 8 if strength.static or strength.factor <= 4.5 else 6 if strength.factor <= 8 else 4
-    ratio = _ratio(strength, bits)
-    heal = max(1, strength.epochs // 2)
-    steps: list[Technique] = [FoldBatchNorm()]
-    if strength.cut:
-        steps.append(PruneChannels(ratio=strength.cut))
-        steps += [Distill(epochs=heal)] if trains else []
-    if ratio:
-        steps.append(PruneWeights(ratio=ratio, epochs=strength.epochs if trains else 0, learning_rate=2e-3))
+    healing = strength.healing if trains else Healing(0, 0)
+    wanted = original["size"] / strength.factor - floor
+    if mix == UNIFORM:
+        return _uniform(wanted, sum(row.treatments[0].params for row in tables.rows), healing)
+    offered = tables.scaled(MIXES[mix])
     if strength.static:
-        steps.append(QuantizeStatic())
-    else:
-        steps.append(QuantizeWeights(bits=bits, per_channel=bits > 4))
-    if trains:
-        steps.append(Distill(epochs=heal, learning_rate=5e-4))
+        offered = _integers(offered)
+    limits = {strength.metric: strength.share * original[strength.metric]} if strength.share < 1 else {}
+    try:
+        allocation = solve(offered, {**limits, "size": wanted})
+    except BudgetError:  # the closest: what a search makes of it is its own
+        allocation = _closest(offered, limits, strength.metric)
+    return recipe_of(tables, allocation, healing, strength.static)
+
+
+def _closest(tables: Tables, limits: dict[str, float], metric: str) -> Any:
+    try:
+        return solve(tables, limits, "size")
+    except BudgetError:
+        return solve(tables, {}, metric)
+
+
+def _integers(tables: Tables) -> Tables:
+    """Only what integer kernels compute: matrices of 8 bits."""
+    rows = (
+        replace(row, treatments=tuple(one for one in row.treatments if one.bits == 8 and not one.rank))
+        for row in tables.rows
+    )
+    return replace(tables, rows=tuple(rows))
+
+
+def _uniform(wanted: float, weights: float, healing: Healing) -> Recipe:
+    """Fold, prune all weights by one ranking, round to 4 bits: as many zeros as the bytes ask for, by the codes' entropy."""
+    steps: list[Technique] = [FoldBatchNorm()]
+    ratio = _ratio(8 * wanted / max(1.0, weights))
+    if ratio:
+        steps.append(PruneWeights(ratio=ratio, epochs=healing.epochs, learning_rate=healing.rate))
+    steps.append(QuantizeWeights(bits=4, per_channel=False))
+    if healing.last:
+        steps.append(Distill(epochs=healing.last, learning_rate=healing.last_rate))
     return Recipe(tuple(steps))
 
 
-def _ratio(strength: Strength, bits: int) -> float:
-    """The share of weights to prune so that `32 / factor` bits a weight are enough, by the entropy of what is left."""
-    left = (1 - strength.cut) ** 2
-    wanted = 32 / (strength.factor * left)
+def _ratio(wanted: float) -> float:
+    """The share of weights to prune so that `wanted` bits a weight are enough, by the entropy of what is left."""
 
     def cost(density: float) -> float:
         empty = 1 - density
         address = -(density * math.log2(density) + empty * math.log2(empty)) if 0 < density < 1 else 0.0
-        return address + density * _SURVIVOR_BITS[bits]
+        return address + density * _SURVIVOR_BITS
 
     low, high = 1e-4, 1.0
     if cost(high) <= wanted:
@@ -99,7 +145,7 @@ class Trial:
 
     Attributes:
         strength: what was tried.
-        recipe: the recipe it stands for.
+        recipe: what that came to.
         size_bytes: of its file.
         score: on validation data.
         drop: against the original, and one standard error of it.
@@ -156,14 +202,7 @@ def search(
         epochs: of the gradual pruning in each trial.
         trials: most candidates to train.
     """
-    static = budget.limit("latency") is not None
-    cut = _smallest_cut(budget, original, cheap, epochs, static)
-    size, drop = budget.limit("size"), budget.limit("drop")
-    start = Strength(cut, _MILDEST, epochs, static)
-    if size is not None:
-        start = _smallest_factor(start, size.allowed(original["size"]), cheap)
-    elif drop is not None and not static:
-        start = Strength(cut, 8.0, epochs, static)
+    start, drop, size = first_strength(budget, original, cheap, epochs), budget.limit("drop"), budget.limit("size")
     made: list[Trial] = []
     allowed = size.allowed(original["size"]) if size is not None else math.inf
     for strength in _strengths(start, made, drop is not None, allowed):
@@ -171,6 +210,26 @@ def search(
         if len(made) >= trials:
             break
     return sorted(made, key=lambda trial: _merit(trial, drop is not None))
+
+
+def first_strength(budget: Budget, original: dict[str, float], cheap: Cheap, epochs: int) -> Strength:
+    """Return the mildest strength whose untrained candidate meets the limits that need no score; the strongest if none does.
+
+    Args:
+        budget: what to meet.
+        original: the original's costs.
+        cheap: costs of a candidate without training.
+        epochs: of a trial.
+    """
+    start = _largest_share(budget, original, cheap, epochs)
+    size, drop = budget.limit("size"), budget.limit("drop")
+    if size is not None:
+        allowed = size.allowed(original["size"])
+        factor = round(max(_MILDEST, original["size"] / allowed), 2)
+        start = _smallest_factor(replace(start, factor=factor), allowed, cheap)
+    elif drop is not None and not start.static:
+        start = replace(start, factor=8.0)
+    return start
 
 
 def _merit(trial: Trial, smaller: bool) -> tuple[float, ...]:
@@ -191,8 +250,9 @@ def _strengths(start: Strength, made: list[Trial], limits_drop: bool, allowed: f
     factor, epochs = start.factor, start.epochs
     held, failed = 0.0, math.inf
     while True:
-        yield Strength(start.cut, round(factor, 2), epochs, start.static)
+        yield replace(start, factor=round(factor, 2), epochs=epochs)
         last = made[-1]
+        factor = last.strength.factor
         if not last.fits:
             factor *= max(_TIGHTEN, _TIGHTEN * last.size_bytes / allowed)
             if factor >= failed:
@@ -217,24 +277,27 @@ def _strengths(start: Strength, made: list[Trial], limits_drop: bool, allowed: f
                 return
 
 
-def _smallest_cut(budget: Budget, original: dict[str, float], cheap: Cheap, epochs: int, static: bool) -> float:
+def _largest_share(budget: Budget, original: dict[str, float], cheap: Cheap, epochs: int) -> Strength:
+    """The mildest strength whose untrained model meets what needs no score."""
     limits = [limit for name in ("params", "macs", "latency", "memory") if (limit := budget.limit(name)) is not None]
+    metric = "params" if [limit.metric for limit in limits] == ["params"] else "macs"
+    start = Strength(1.0, _MILDEST, epochs, budget.limit("latency") is not None, metric)
     if not limits:
-        return 0.0
-    low, high = 0, len(_CUTS) - 1
-    while low < high:  # costs fall with the cut
+        return start
+    low, high = 0, len(_SHARES) - 1
+    while low < high:  # costs fall with the share
         middle = (low + high) // 2
-        costs = cheap(Strength(_CUTS[middle], 4.0, epochs, static))
+        costs = cheap(replace(start, share=_SHARES[middle]))
         fits = all(costs[limit.metric] <= limit.allowed(original[limit.metric]) for limit in limits)
         low, high = (low, middle) if fits else (middle + 1, high)
-    return _CUTS[low]
+    return replace(start, share=_SHARES[low])
 
 
 def _smallest_factor(start: Strength, allowed: float, cheap: Cheap) -> Strength:
     """The mildest factor whose untrained file is small enough; the strongest tried when none is."""
     factor = start.factor
     for _ in range(24):
-        strength = Strength(start.cut, round(factor, 2), start.epochs, start.static)
+        strength = replace(start, factor=round(factor, 2))
         size = cheap(strength)["size"]
         if size <= allowed:
             return strength

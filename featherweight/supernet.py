@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from featherweight.data import Inputs, as_call, example_inputs, forward, select_output
+from featherweight.data import Inputs, as_call, example_inputs, forward, select_output, tensors
 from featherweight.edits import Edit, Keep, Swap, apply, named_tensors, private_copy
 from featherweight.errors import ModelError
+from featherweight.modes import evaluating
 from featherweight.running import Outcome, run
 from featherweight.scoring import loss_function
 from featherweight.technique import Context, Edits, Recipe, Stage, Technique
@@ -107,18 +108,39 @@ class Supernet:
             self.choices.append(tuple(sorted({max(1, round(share * most)) for share in shares}, reverse=True)))
         self.swaps = residual_blocks(self.model, example_inputs(context.data, context.device)) if depth else {}
         self.blocks = tuple(self.swaps)
-        self._leave_out_what_fails()
+        self.sizes: dict[tuple[int, int], tuple[tuple[str, int], ...]] = {}
+        self._try_each()
         if not (self.blocks or any(len(counts) > 1 for counts in self.choices)):
             raise ModelError(f"{type(model).__name__} has no channels and no blocks that could be elastic")
 
-    def _leave_out_what_fails(self) -> None:
-        """Make clusters inelastic whose least count does not run."""
+    def _try_each(self) -> None:
+        """Drop the counts that do not run, and note the user's own sizes that the others need (`self.heads`).
+
+        Raises:
+            ModelError: the smallest subnet computes something else in the supernet than alone.
+        """
         for place, counts in enumerate(self.choices):
-            narrow = tuple(counts[-1] if at == place else other[0] for at, other in enumerate(self.choices))
-            try:
-                self.extracted(Subnet(narrow), norms=False)
-            except ModelError:
-                self.choices[place] = counts[:1]
+            running = [counts[0]]
+            for count in counts[1:]:
+                narrow = Subnet(tuple(count if at == place else other[0] for at, other in enumerate(self.choices)))
+                try:
+                    edits = self.extracted(narrow, norms=False).edits
+                except ModelError:
+                    continue
+                found, own = edits[-1], self._keep(narrow)
+                if isinstance(found, Keep) and own is not None:
+                    self.sizes[place, count] = tuple(size for size in found.sizes if size not in own.sizes)
+                running.append(count)
+            self.choices[place] = tuple(running)
+        inputs = example_inputs(self.context.data, self.context.device)
+        with torch.no_grad(), evaluating(self.model):
+            within = list(tensors(self.forward(self.smallest, inputs)))
+            alone = list(tensors(forward(self.extracted(self.smallest, norms=False).model, inputs)))
+        for one, other in zip(within, alone, strict=True):
+            if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-3, atol=1e-4):
+                raise ModelError(
+                    f"the smallest subnet of {type(self.model).__name__} differs from what it computes alone"
+                )
 
     @property
     def largest(self) -> Subnet:
@@ -141,14 +163,14 @@ class Supernet:
         args, kwargs = as_call(inputs)
         keep = self._keep(subnet)
         with self._reduced(subnet, keep) as whole:
-            tensors: dict[str, Tensor] = {}
+            given: dict[str, Tensor] = {}
             buffers = {name for name, _ in self.model.named_buffers()}
             for name in named_tensors(self.model):
-                tensors[name] = whole[name].clone() if name in buffers else whole[name]
+                given[name] = whole[name].clone() if name in buffers else whole[name]
             for cut in keep.cuts if keep is not None else ():
-                index = torch.tensor(cut.index, device=tensors[cut.tensor].device)
-                tensors[cut.tensor] = tensors[cut.tensor].index_select(cut.dim, index)
-            return functional_call(self.model, tensors, args, kwargs)
+                index = torch.tensor(cut.index, device=given[cut.tensor].device)
+                given[cut.tensor] = given[cut.tensor].index_select(cut.dim, index)
+            return functional_call(self.model, given, args, kwargs)
 
     @contextmanager
     def _reduced(self, subnet: Subnet, keep: Keep | None) -> Iterator[dict[str, Tensor]]:
@@ -172,7 +194,9 @@ class Supernet:
         keep, _ = keep_edit(self.model, parts, {})
         gone = tuple(f"{path}." for path in subnet.skipped)
         cuts = tuple(cut for cut in keep.cuts if not cut.tensor.startswith(gone))
-        sizes = tuple((path, size) for path, size in keep.sizes if not path.startswith(gone))
+        further = (self.sizes.get((place, count), ()) for place, count in enumerate(subnet.counts))
+        every = [*keep.sizes, *(size for sizes in further for size in sizes)]
+        sizes = tuple((path, size) for path, size in every if not path.startswith(gone))
         return Keep(cuts, sizes) if cuts else None
 
     def train(self, epochs: int, learning_rate: float, samples: int = 2, temperature: float = 1.0) -> None:

@@ -17,7 +17,7 @@ from featherweight.portable import export_graph
 from featherweight.recipe_files import describe_techniques, load_recipe
 from featherweight.techniques import TECHNIQUES
 
-COMMANDS = ("compress", "compare", "measure", "analyze", "inspect", "run", "export", "verify", "list")
+COMMANDS = ("compress", "compare", "measure", "analyze", "plan", "inspect", "run", "export", "verify", "list")
 COMPRESS_KEYS = {
     "file_bytes",
     "original_bytes",
@@ -150,6 +150,21 @@ def test_analyze_prints_damage_and_cost(command, task_file):
     assert shown.code == 0
     for words in ("head.weight", "4 bits", "nats"):
         assert words in shown.out
+
+
+def test_plan_says_what_is_within_reach_and_how_long_it_takes(command, task_file):
+    done = command("plan", f"{task_file}:task", "--budget", "size<=50%, drop<=5pt", "--json")
+    facts = one_object(done.out)
+    assert done.code == 0
+    assert facts["feasible"]
+    size, drop = facts["limits"]
+    assert size["untrained"] <= size["allowed"] == 2488
+    assert drop["met"] is None  # training alone can tell
+    assert 0 < facts["seconds"]["trial"] <= facts["seconds"]["least"] <= facts["seconds"]["most"]
+    assert facts["memory_bytes"] >= 4 * 4976
+    missed = command("plan", f"{task_file}:task", "--budget", "size<=1.1KB, params<=1%", "--json")
+    assert missed.code == 2
+    assert not one_object(missed.out)["feasible"]
 
 
 def test_measure_a_file(command, compressed, task_file):

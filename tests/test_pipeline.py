@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from featherweight import job
 from featherweight.artifact import load
+from featherweight.candidates import Candidates
 from featherweight.data import Data, complete, forward
 from featherweight.errors import BudgetError, DataError, RecipeError
 from featherweight.pipeline import compress
@@ -275,10 +276,10 @@ class Chosen(Exception):  # noqa: N818 - no error
 def first_strength(clusters, monkeypatch):
     """The first strength that a search would train for a budget."""
 
-    def stop(job, strength):
+    def stop(candidates, strength):
         raise Chosen(strength)
 
-    monkeypatch.setattr(job.Job, "_full", stop)
+    monkeypatch.setattr(Candidates, "full", stop)
 
     def chosen(budget, **options):
         with pytest.raises(Chosen) as caught:
@@ -290,15 +291,17 @@ def first_strength(clusters, monkeypatch):
 
 @pytest.mark.parametrize("limit", ["macs<=50%", "params<=50%", "memory<=100GB"])
 def test_limits_steer_the_cut(first_strength, limit):
-    assert first_strength(f"{limit}, drop<=5pt").cut == (0.0 if "memory" in limit else 0.4)
+    strength = first_strength(f"{limit}, drop<=5pt")
+    assert strength.share == 1.0 if "memory" in limit else 0.4 <= strength.share <= 0.5
+    assert strength.metric == ("params" if "params" in limit else "macs")
 
 
 def test_a_latency_budget_reads_the_table_it_is_given(first_strength, tmp_path):
     table = tmp_path / "latency.json"
-    for seconds, cut in ((1e-9, 0.0), (1e9, 0.9)):
+    for seconds, share in ((1e-9, 1.0), (1e9, 0.03)):
         table.write_text(json.dumps({"original": seconds}))
         strength = first_strength("latency<=1s, drop<=5pt", latency_table=table)
-        assert strength.cut == cut
+        assert strength.share == share
         assert strength.static
         stored = json.loads(table.read_text())
         assert stored["original"] == seconds
@@ -306,7 +309,7 @@ def test_a_latency_budget_reads_the_table_it_is_given(first_strength, tmp_path):
 
 
 def test_one_table_gives_one_file_and_its_digest_is_in_it(clusters, tmp_path, monkeypatch):
-    monkeypatch.setattr("featherweight.search._CUTS", (0.0, 0.5))
+    monkeypatch.setattr("featherweight.search._SHARES", (1.0, 0.5))
     table = tmp_path / "latency.json"
     table.write_text('{"original": 1.0}')
     for name in ("one", "two"):
@@ -355,7 +358,7 @@ def test_what_folding_makes_possible_is_not_refused():
     model = nn.Sequential(*layers).eval()
     batches = [(torch.randn(8, 4), torch.randint(0, 4, (8,))) for _ in range(3)]
     data = Data(example=torch.ones(1, 4), train=batches, validate=batches, test=batches)
-    floor = job._floor(model, [], export_graph(model, data))
+    floor = job.file_floor(model, [], export_graph(model, data))
     with pytest.raises(RecipeError, match="matches no layer"):  # so it was not the budget
         compress(model, data, f"size<={floor - 1}B", only("nowhere", FoldBatchNorm()))
     with pytest.raises(BudgetError, match="impossible"):

@@ -101,9 +101,16 @@ def test_a_mobile_runtime_says_which_layers_are_integers(name, residual, tmp_pat
     made = deliver(whole, name, tmp_path, batch, expected, model)
     runs = {row["path"]: row["runs"] for row in made.layers}
     assert [runs[path] for path in ("stem", "first", "second", "last")] == ["int8"] * 4
-    assert [row["path"] for row in made.missed()] == (["linear"] if name == "executorch" else [])
+    assert [row["path"] for row in made.missed()] == ([] if name == "litert_dynamic" else ["linear"])
     with pytest.raises(DataError, match=r"\[3, 3, 12, 12\]"):
         made.program.run(batch[:3])
+
+
+@pytest.mark.skipif(not installed(RUNTIMES["executorch"]), reason="executorch is not installed")
+def test_executorch_keeps_the_grid_between_layers(tmp_path):
+    model, data, batch = quantized(lambda: nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)), (16,))
+    made = deliver(subject(model, data), "executorch", tmp_path, batch, expected_outputs(model, batch), model)
+    assert {row["path"]: row["runs"] for row in made.layers} == {"0": "int8", "2": "float32"}
 
 
 def test_onnxruntime_adds_residuals_and_multiplies_sequences_with_integers(residual, sequences):

@@ -1,14 +1,16 @@
-"""The search, on made-up costs and scores: what it picks, and how many candidates it trains for it."""
+"""The search, on made-up costs and scores: what it picks, and how many candidates it trains for it; what a mix comes to."""
 
 import math
 
 import pytest
 import torch
 
+from featherweight.allocation import Group, Row, Tables, Treatment
 from featherweight.budget import Budget
 from featherweight.scoring import Score
-from featherweight.search import Strength, Trial, default_recipe, search
-from featherweight.techniques import Distill, PruneChannels, PruneWeights, QuantizeStatic, QuantizeWeights
+from featherweight.search import MIXES, UNIFORM, Strength, Trial, mixed, search
+from featherweight.technique import Recipe
+from featherweight.techniques import Distill, LowRank, PruneChannels, PruneWeights, QuantizeStatic, QuantizeWeights
 
 ORIGINAL = {"size": 400_000.0, "params": 100_000.0, "macs": 1e6, "latency": 1e-3, "memory": 1e6}
 
@@ -29,7 +31,7 @@ class World:
 
     def cheap(self, strength):
         self.asked.append(strength)
-        left = (1 - strength.cut) ** 2
+        left = strength.share
         return {"size": self.size(strength), **{key: ORIGINAL[key] * left for key in ORIGINAL if key != "size"}}
 
     def full(self, strength):
@@ -39,8 +41,7 @@ class World:
         size, limits = self.size(strength), {name: self.budget.limit(name) for name in ("size", "drop")}
         fits = limits["size"] is None or size <= limits["size"].allowed(ORIGINAL["size"])
         good = limits["drop"] is None or drop <= limits["drop"].allowed(0.9)
-        recipe = default_recipe(strength)
-        return Trial(strength, recipe, int(size), score(value, self.higher), drop, 0.0, fits, good, 1.0)
+        return Trial(strength, Recipe(), int(size), score(value, self.higher), drop, 0.0, fits, good, 1.0)
 
     def search(self, trials=20, epochs=4):
         return search(self.budget, ORIGINAL, self.cheap, self.full, epochs, trials)
@@ -102,13 +103,19 @@ def test_lower_scores_win_when_lower_is_better():
 
 
 @pytest.mark.parametrize(
-    ("limit", "cut"),
-    [("macs<=50%", 0.3), ("macs<=100%", 0.0), ("params<=4x", 0.5), ("memory<=10%", 0.7), ("macs<=0.001%", 0.9)],
+    ("limit", "share", "metric"),
+    [
+        ("macs<=50%", 0.5, "macs"),
+        ("macs<=100%", 1.0, "macs"),
+        ("params<=4x", 0.22, "params"),
+        ("memory<=10%", 0.1, "macs"),
+        ("macs<=0.001%", 0.03, "macs"),
+    ],
 )
-def test_the_cut_is_the_smallest_that_meets_what_needs_no_score(limit, cut):
+def test_the_share_is_the_largest_that_meets_what_needs_no_score(limit, share, metric):
     world = World(f"{limit}, drop<=1pt", edge=50.0)
     world.search(trials=1)
-    assert world.tried[0].cut == cut
+    assert (world.tried[0].share, world.tried[0].metric) == (share, metric)
     assert len(world.asked) <= 5  # a bisection
 
 
@@ -116,19 +123,74 @@ def test_a_latency_limit_asks_for_integers():
     world = World("latency<=2x, drop<=1pt")
     world.search(trials=1)
     assert world.tried[0].static
-    assert world.tried[0].cut == 0.3
+    assert world.tried[0].share == 0.5
 
 
-def test_the_default_recipe_is_explicit_and_in_order():
-    kinds = [type(step) for step in default_recipe(Strength(0.5, 80.0, 6, static=False)).steps]
-    assert kinds.index(PruneChannels) < kinds.index(PruneWeights) < kinds.index(QuantizeWeights)
-    assert kinds.count(Distill) == 2
-    untrained = default_recipe(Strength(0.5, 80.0, 6, static=False), trains=False)
-    assert not any(isinstance(step, Distill) for step in untrained.steps)
-    assert not any(getattr(step, "epochs", 0) for step in untrained.steps)
-    assert QuantizeStatic in [type(step) for step in default_recipe(Strength(0.0, 4.0, 6, static=True)).steps]
-    mild = default_recipe(Strength(0.0, 4.0, 6, static=False))
-    assert not any(isinstance(step, PruneChannels | PruneWeights) for step in mild.steps)
+def ways(rounding):
+    """A weight of 10,000: 8 bits, 4 bits, half of it at 4 bits, and two factors at 8."""
+    return (
+        Treatment(8, 1.0, 0, 0.0, 0.0, 10_000.0, 10_000.0, 10_000.0),
+        Treatment(4, 1.0, 0, 0.0, rounding, 5_000.0, 10_000.0, 10_000.0),
+        Treatment(4, 0.5, 0, 0.2, rounding, 3_000.0, 10_000.0, 10_000.0),
+        Treatment(8, 1.0, 20, 0.5, 0.0, 4_000.0, 4_000.0, 4_000.0),
+    )
+
+
+TABLES = Tables(
+    (Row("a.weight", "a", (100, 100), 0, -1, ways(0.1)), Row("b.weight", "b", (100, 100), -1, 0, ways(0.2))),
+    (Group(("a",), 100, (1.0, 0.5), (0.0, 0.4)),),
+    {"size": 0.0},
+)
+
+
+def mix(factor, mix="even", share=1.0, static=False, trains=True):
+    strength = Strength(share, factor, 6, static)
+    original = {"size": 80_000.0, "params": 20_000.0, "macs": 20_000.0}
+    return mixed(strength, mix, TABLES, original, 100.0, trains).steps
+
+
+def kinds(steps):
+    return [type(getattr(step, "inner", step)) for step in steps]
+
+
+def test_a_mild_strength_rounds_and_a_strong_one_cuts_too():
+    """80,000 / 7 leaves room for 4 bits twice; 80,000 / 20, less 100, for half the channels at 4 bits, pruned."""
+    mild = mix(7.9)
+    assert kinds(mild[1:]) == [Distill, QuantizeWeights, Distill]
+    assert (mild[1].epochs, mild[2].bits, mild[3].epochs) == (6, 4, 3)
+    strong = mix(20.0)
+    assert PruneChannels in kinds(strong)
+    assert strong[1].inner.ratio == 0.5
+    assert strong[1].patterns == ("a",)
+
+
+def test_a_mix_decides_what_is_done():
+    """Factors in both layers lose 1 nat and nothing to rounding: where zeros and rounding count less, they are not worth it."""
+    assert LowRank in kinds(mix(9.8, "balanced"))
+    assert LowRank not in kinds(mix(9.8, "sparse"))
+
+
+def test_steps_are_in_order_and_training_can_be_left_out():
+    for name in (*MIXES, UNIFORM):
+        trained, untrained = mix(40.0, name), mix(40.0, name, trains=False)
+        assert [step.stage for step in trained if step.stage is not None] == sorted(
+            step.stage for step in trained if step.stage is not None
+        )
+        assert Distill in kinds(trained)
+        assert not any(getattr(step, "epochs", 0) for step in untrained)
+
+
+def test_what_no_treatment_keeps_is_approached():
+    """The smallest there is: half the channels, half of the weights, 4 bits."""
+    steps = mix(1000.0)
+    assert next(step for step in steps if isinstance(step, PruneWeights)).ratios == "a.weight 0.5, b.weight 0.5"
+
+
+def test_integers_of_all_layers_for_speed():
+    found = kinds(mix(4.0, share=0.6, static=True))
+    assert QuantizeStatic in found
+    assert PruneChannels in found
+    assert LowRank not in found
 
 
 def test_a_trial_is_json_able():

@@ -95,6 +95,36 @@ def test_training_makes_the_small_ones_work(clusters):
         assert evaluate(supernet.extracted(subnet).model, data, "validate").value > reached - 0.08
 
 
+class Attending(nn.Module):
+    """Self-attention whose forward reads the number of heads from an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = 4
+        self.enter, self.qkv, self.out, self.leave = (
+            nn.Linear(2, 16),
+            nn.Linear(16, 48),
+            nn.Linear(16, 16),
+            nn.Linear(16, 4),
+        )
+
+    def forward(self, values):
+        values = self.enter(values.unflatten(1, (5, 2)))
+        query, key, value = self.qkv(values).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.leave((values + self.out(mixed.transpose(1, 2).flatten(2))).mean(1))
+
+
+def test_heads_in_an_attribute_follow(clusters):
+    supernet = Supernet(Attending().eval(), Context(data=complete(clusters.data)[0]), shares=(1.0, 0.5))
+    assert sorted(supernet.choices) == [(4, 2), (16, 8)]
+    narrow = supernet.smallest
+    assert supernet.extracted(narrow).model.heads == 2
+    inputs = example_inputs(supernet.context.data, batch=5)
+    torch.testing.assert_close(supernet.forward(narrow, inputs), forward(supernet.extracted(narrow).model, inputs))
+    assert supernet.model.heads == 4
+
+
 def test_evolution_keeps_the_limit_and_finds_the_best(supernet):
     def width(subnet):
         return sum(subnet.counts) + 4.0 * (2 - len(subnet.skipped))

@@ -21,7 +21,7 @@ from featherweight.errors import BudgetError
 
 _GAP = 1e-3
 _FIRST = 4  # variables a weight or group that the first integer program has, about
-_SECONDS = 3.0  # after which an integer program gives the best choice found so far
+_NODES = 1000  # of an integer program, after which the best choice found is taken: the same on any machine
 _WHOLE = Group((), 1, (1.0,), (0.0,))
 
 Floats = NDArray[np.float64]
@@ -181,7 +181,7 @@ class _Program:
                 ],
                 integrality=np.ones(len(kept)),
                 bounds=Bounds(0, 1),
-                options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},
+                options={"mip_rel_gap": _GAP, "node_limit": _NODES},
             )
             everything = len(kept) == len(target)
             if solved.x is not None:

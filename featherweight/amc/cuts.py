@@ -17,7 +17,7 @@ from featherweight.running import run
 from featherweight.scoring import evaluate
 from featherweight.technique import Context, Edits, Recipe, Stage, Technique
 from featherweight.techniques import ReestimateNorms
-from featherweight.techniques.cuts import Remaining, clusters, keep_edit
+from featherweight.techniques.cuts import clusters, keep_edit
 from featherweight.techniques.importance import importance
 from featherweight.techniques.matrices import matrices
 from featherweight.techniques.unit_costs import uses
@@ -37,15 +37,15 @@ class _Keep(Technique):
     counts: Counts = ()
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
-        """Yield a Keep for each cluster that loses units."""
-        remaining: Remaining = {}
-        for cluster, orders, count in zip(self.clusters, self.orders, self.counts, strict=True):
-            parts = [(group, set(order[:count])) for group, order in zip(cluster, orders, strict=True)]
-            if all(len(kept) == len(group) for group, kept in parts):
-                continue
-            keep, after = keep_edit(model, parts, remaining)
-            if (yield keep):
-                remaining.update(after)
+        """Yield one Keep for all clusters, so that the forward is checked once."""
+        parts = [
+            (group, set(order[:count]))
+            for cluster, orders, count in zip(self.clusters, self.orders, self.counts, strict=True)
+            for group, order in zip(cluster, orders, strict=True)
+            if count < len(group)
+        ]
+        if parts and not (yield keep_edit(model, parts, {})[0]):
+            raise ModelError(f"these cuts do not go together: {context.untouched[-1].reason}")
 
 
 class Cuts:
@@ -120,7 +120,11 @@ class Cuts:
         """Whether half of a cluster can be cut, alone."""
         cluster = self.clusters[place]
         half = _Keep(clusters=(cluster,), orders=(self.orders[place],), counts=(max(1, min(map(len, cluster)) // 2),))
-        return bool(run(half, self.model, replace(self.context, untouched=[])).edits)
+        try:
+            run(half, self.model, replace(self.context, untouched=[]))
+        except ModelError:
+            return False
+        return True
 
     def counts(self, shares: Sequence[float]) -> Counts:
         """Return how many units each group keeps at these shares, rounded down, at least two."""

@@ -143,8 +143,15 @@ def _decode_loose(module: GraphModule) -> None:
             continue
         _decode(module, node)
         entering = layer.args[0]
-        if entering.target is decode[1]:
+        if entering.target is decode[1] and not _weighed(entering.args[0].args[0]):  # the layer before needs its grid
             layer.replace_input_with(entering, entering.args[0].args[0])
+
+
+def _weighed(node: Any) -> bool:
+    """Whether a value leaves a layer with codes, activation included."""
+    while node.target in _TRANSPARENT:
+        node = node.args[0]
+    return any(source.target is reference.dequantize_per_channel.default for source in node.all_input_nodes)
 
 
 def _decode(module: GraphModule, node: Any) -> None:

@@ -103,8 +103,12 @@ class Compiled(Program):
                 for key in ("originalLayersNames", "runtimePrecision", "layerType")
             }
             for name in facts["originalLayersNames"].split(","):
-                if facts["layerType"] not in ("Const", "Reorder"):
-                    found.setdefault(name, _PRECISIONS.get(facts["runtimePrecision"], UNKNOWN))
+                if facts["layerType"] not in (
+                    "Const",
+                    "Reorder",
+                ):  # a fused subgraph does not say how it computes inside
+                    runs = UNKNOWN if facts["layerType"] == "Subgraph" else _PRECISIONS.get(facts["runtimePrecision"])
+                    found.setdefault(name, runs or UNKNOWN)
         return found
 
     def _for_shapes(self, shapes: Any) -> Any:

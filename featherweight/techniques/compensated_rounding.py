@@ -55,7 +55,8 @@ def fitted(layer: nn.Module, fresh: QuantizedLayer, pair: Pair, sparse: bool) ->
     groups, columns = pair.mean.shape
     rows = weight.to(pair.second).reshape(groups, -1, columns)
     second, cross = pair.centred() if isinstance(bias, Tensor) else (pair.second, pair.cross)
-    damping = DAMPING * second.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_TINY)
+    unsure = max(1.0, columns / pair.count)  # fewer inputs than columns say little of most directions
+    damping = unsure * DAMPING * second.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_TINY)
     ridge = torch.diag_embed(damping[:, None].expand(groups, columns))
     held = (rows == 0) & sparse
     target = torch.linalg.solve(second + ridge, rows @ (cross + ridge), left=False).masked_fill(held, 0.0)

@@ -29,12 +29,14 @@ class Pair:
         changed: `E[y]`, the same.
         second: `E[y y^T]`, `[groups, in, in]` float64.
         cross: `E[x y^T]`, the same.
+        count: inputs that they are taken over.
     """
 
     mean: Tensor
     changed: Tensor
     second: Tensor
     cross: Tensor
+    count: int = 1 << 30
 
     def centred(self) -> tuple[Tensor, Tensor]:
         """Return `second` and `cross` about the means."""
@@ -145,4 +147,8 @@ class _Sums:
             self.counts[path] = self.counts.get(path, 0) + old.shape[1]
 
     def pairs(self) -> dict[str, Pair]:
-        return {path: Pair(*(value / self.counts[path] for value in found)) for path, found in self.totals.items()}
+        pairs = {}
+        for path, totals in self.totals.items():
+            mean, changed, second, cross = (value / self.counts[path] for value in totals)
+            pairs[path] = Pair(mean, changed, second, cross, self.counts[path])
+        return pairs

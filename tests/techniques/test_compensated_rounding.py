@@ -1,5 +1,8 @@
 """Codes that keep outputs: the loop over columns, descent and least squares by hand, and how much better whole networks are."""
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -93,6 +96,22 @@ def test_a_layer_makes_good_for_what_happened_before_it():
     assert (found.codes * found.scale).item() == pytest.approx(2.0, rel=0.02)  # but for the damping
     given = changed * (found.codes * found.scale).item() + found.bias.item()
     assert given == pytest.approx((inputs + 0.5).numpy(), abs=0.02)
+
+
+def test_few_samples_are_not_fitted_closely():
+    layer = nn.Linear(64, 16)
+    layer.weight.data = draw(16, 64, seed=1).float()
+    inputs, fresh_inputs = draw(6, 64, seed=2).float(), draw(400, 64, seed=3).float()
+    model = nn.Sequential(layer)
+    context = Context(data=Data(example=inputs[:1], calibrate=[inputs]))
+    pair = paired_moments(model, copy.deepcopy(model), context, ["0"], 1)["0"]
+    assert pair.count == 6
+    kind, errors = build("quantized_linear", {"in_features": 64, "out_features": 16, "bits": 3}), []
+    for seen in (pair, dataclasses.replace(pair, count=64)):
+        found = fitted(layer, kind, seen, sparse=False)
+        lost = layer.weight.detach() - found.codes.float() * found.scale[:, None]
+        errors.append(float((fresh_inputs @ lost.T).square().mean()))
+    assert errors[0] < errors[1]
 
 
 def test_moments_of_both_models_by_hand():

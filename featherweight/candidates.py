@@ -1,0 +1,122 @@
+"""Candidates of the joint search for one job: priced untrained, mixes compared by short trainings, trials trained in full."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+from featherweight import measurement as measuring
+from featherweight.allocation import Tables, tables_of
+from featherweight.allocation.truth import Reference
+from featherweight.errors import RecipeError
+from featherweight.job import MARGIN, Job, Result, file_floor
+from featherweight.portable import assemble
+from featherweight.running import run
+from featherweight.scoring import evaluate
+from featherweight.search import MIXES, UNIFORM, Strength, Trial, mixed, search
+from featherweight.technique import Context, Recipe
+from featherweight.techniques import FoldBatchNorm
+
+_COMPARED = 2048  # validation samples on which mixes are compared
+
+
+class Candidates:
+    """What the search may ask of a job.
+
+    Args:
+        job: started.
+
+    Raises:
+        RecipeError: there is no training data to heal on.
+    """
+
+    def __init__(self, job: Job) -> None:
+        if job.data.train is None:
+            raise RecipeError(
+                "the default recipe heals by training and Data(train=...) is missing: give it, or a recipe"
+            )
+        self.job = job
+        self.budget = job.request.budget
+        self.whole = assemble(job.original, job.model.state_dict())
+        facts = {"size": job.before.size_bytes, "params": job.before.params, "macs": job.before.macs or 0}
+        self.costs = {name: float(value) for name, value in facts.items()}
+        if self.budget.limit("latency") is not None:
+            self.costs["latency"] = job.table.original(self.whole, job.data)
+        if self.budget.limit("memory") is not None:
+            self.costs["memory"] = float(measuring.peak_bytes(self.whole, job.data))
+        context = Context(data=job.data, device=job.request.device, seed=job.request.seed, report=job.progress)
+        folded, edits = run(FoldBatchNorm(), job.model, context)
+        self.tables: Tables = tables_of(folded, context)
+        self.floor = float(file_floor(folded.cpu(), edits, job.graph_of(folded, edits)))
+        self.best: str | None = None
+
+    def search(self) -> list[Trial]:
+        """Return the trials, the best last."""
+        return search(self.budget, self.costs, self.cheap, self.full, self.job.epochs, self.job.request.trials)
+
+    def recipe(self, strength: Strength, mix: str, trains: bool = True) -> Recipe:
+        """Return the recipe of a strength and mix."""
+        return mixed(strength, mix, self.tables, self.costs, self.floor, trains)
+
+    def cheap(self, strength: Strength) -> dict[str, float]:
+        """Return the costs of the untrained candidate."""
+        job = self.job
+        job.progress(f"estimating {strength.factor:g}x, {strength.share:.0%} of the {strength.metric}", 0.0)
+        recipe = self.recipe(strength, next(iter(MIXES)), trains=False)
+        result = job.execute(recipe, by_user=False, measure=False)
+        facts = measuring.structure(result.model, job.data)
+        costs = {"size": float(job.size(result)), "params": float(facts.params), "macs": float(facts.macs or 0)}
+        whole = assemble(result.graph, result.model.state_dict())
+        if "latency" in self.costs:
+            costs["latency"] = job.table.candidate(result.graph.skeleton, whole, self.whole, job.data)
+        if "memory" in self.costs:
+            costs["memory"] = float(measuring.peak_bytes(whole, job.data))
+        return costs
+
+    def full(self, strength: Strength) -> Trial:
+        """Train and score the candidate, with the mix that heals best."""
+        job, begin = self.job, time.perf_counter()
+        mix, over = self.mix(strength)
+        if over > 1:
+            strength = dataclasses.replace(strength, factor=round(strength.factor * over, 2))
+        recipe = self.recipe(strength, mix)
+        result = job.execute(recipe, by_user=False, measure=False)
+        size = job.size(result)
+        score = evaluate(result.model, job.data, "validate", job.request.device)
+        drop, error = job.score.drop(score), job.score.drop_error(score)
+        limits = {name: self.budget.limit(name) for name in ("size", "drop")}
+        fits = limits["size"] is None or size <= limits["size"].allowed(job.before.size_bytes)
+        margin = MARGIN * error if math.isfinite(error) else 0.0  # a score that is one number has no error to go by
+        good = limits["drop"] is None or drop + margin <= limits["drop"].allowed(job.score.value) + 1e-12
+        trial = Trial(strength, recipe, size, score, drop, error, fits, good, time.perf_counter() - begin)
+        job.progress(f"trial {strength.factor:g}x: {size:,} bytes, drop {drop:.4f} on validation", 1.0)
+        return trial
+
+    def mix(self, strength: Strength) -> tuple[str, float]:
+        """Return the mix whose short training ends nearest to the original's outputs on validation data, for all trials.
+
+        Beside it, for the first strength, on which the mixes are compared, by how much its file was too large.
+        """
+        if self.best is None:
+            names = [*MIXES, *([UNIFORM] if strength.share == 1 and not strength.static else [])]
+            recipes: dict[str, Recipe] = {}
+            for name in names[: self.job.request.trials]:
+                recipe = self.recipe(strength.shorter(), name)
+                if recipe not in recipes.values():
+                    recipes[name] = recipe
+            told = {name: self._short(name, recipe) for name, recipe in recipes.items()}
+            self.best = min(told, key=lambda name: told[name][0])
+            return self.best, told[self.best][1]
+        return self.best, 1.0
+
+    def _short(self, name: str, recipe: Recipe) -> tuple[float, float]:
+        """The divergence of a candidate, and its size over the limit."""
+        job = self.job
+        result: Result = job.execute(recipe, by_user=False, measure=False)
+        data = dataclasses.replace(job.data, calibrate=job.data.validate)
+        reference = Reference(job.model, Context(data=data), _COMPARED)
+        found = reference.divergence(result.model)
+        size, limit = job.size(result), self.budget.limit("size")
+        job.progress(f"mix {name}: {found:.4f} nats from the original, {size:,} bytes, after a short training", 1.0)
+        return found, 1.0 if limit is None else 1.005 * size / limit.allowed(job.before.size_bytes)
