@@ -206,7 +206,9 @@ def corrected(predicted: Sequence[float], true: Mapping[int, float]) -> list[flo
 
 
 def _spaced(count: int) -> list[int]:
-    """Places of those that are tried, from the second mildest to the second strongest."""
+    """Places of those that are tried, from the second mildest to the second strongest; none of none."""
+    if not count:
+        return []
     return sorted(set(np.linspace(min(1, count - 1), max(0, count - 2), _TRIED).round().astype(int).tolist()))
 
 
