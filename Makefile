@@ -14,10 +14,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/digits_check.py demo/y.npy demo/labels.npy
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 test-all: check
-	$(BIN)/python -m pytest --slow
+	$(BIN)/python -m pytest --numprocesses 2 --slow
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

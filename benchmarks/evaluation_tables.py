@@ -84,9 +84,10 @@ def compared(name: str, seeds: int, recipes: tuple[str, ...] = RECIPES) -> Compa
 
 
 def on_front(found: Comparison) -> dict[str, Any]:
-    """Return whether the joint search is on or above the front of all others: at each budget none that meets it is better.
+    """Return at which budgets the joint search is below the front of all others.
 
-    Better is a higher mean score, told from the joint search's by the interval of the paired difference, in a file that is not larger.
+    It is where another recipe, in a file that is not larger, lost less than the low end of the 95 % interval of what the joint search
+    lost against the original; what lies within that interval is called level.
     """
     others = [row for row in found.ranking if row["recipe"] != "joint" and row["met"]]
     higher = found.originals[0]["higher_is_better"]

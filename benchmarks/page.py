@@ -16,8 +16,8 @@ HEADLINE = {
     "bytes.lenet300.ratio": "LeNet-300-100 on MNIST: times smaller",
     "lstm.combined.speed": "LSTM on spoken digits: times as fast as in PyTorch",
     "lstm.40x.drop": "the same LSTM, 40 times smaller: points lost",
-    "pruning.resnet56.2.1x.drop": "ResNet-56 on CIFAR-10 at 2.1x fewer multiply-adds: points lost",
-    "spine.resnet20.speed": "ResNet-20 on CIFAR-10, cut and on eight bits: times as fast",
+    "pruning.resnet56.2.1x.drop": "ResNet-56 on CIFAR-10 (JPEG copy) at 2.1x fewer multiply-adds: points lost",
+    "spine.resnet20.speed": "ResNet-20 on CIFAR-10 (JPEG copy), cut and on eight bits: times as fast",
     "quantization.lstm.w4.drop": "the LSTM on four bits, nothing trained: points lost",
     "distillation.ensemble.drop": "ten MLPs taught to a small one: points lost",
 }

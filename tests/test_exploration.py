@@ -119,7 +119,10 @@ def test_a_trial_is_measured_on_validation_data_and_its_training_shortened(clust
     assert values["idle"] == [0]
     same = values["values"]
     assert same["score"] == bench.original["score"]
-    assert same["drop"] == same["drop_bound"] == 0.0
+    assert same["drop"] == 0.0
+    assert same["drop_bound"] == pytest.approx(
+        2 * (1 / 159 / 160) ** 0.5
+    )  # of 160 samples none changed, and one might have
     assert same["macs"] == bench.original["macs"] == 10 * 32 + 32 * 24 + 24 * 4
     assert same["latency"] > 0
     assert not list(tmp_path.iterdir())

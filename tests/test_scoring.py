@@ -66,8 +66,12 @@ def test_errors_are_paired_where_they_can_be():
         Score(0.5, True, torch.tensor([1.0, 0.0, 1.0, 0.0]), "x"),
         Score(0.25, True, torch.tensor([1.0, 0.0, 0.0, 0.0]), "x"),
     )
-    assert before.drop_error(after) == pytest.approx(0.5 / 2)
-    assert before.drop_error(before) == 0.0
+    assert before.drop_error(after) == pytest.approx(
+        math.sqrt((0.75 + 1) / 3 / 4)
+    )  # one change is added, half each way
+    assert before.drop_error(before) == pytest.approx(math.sqrt(1 / 3 / 4))
+    halves = Score(0.5, True, torch.tensor([0.5, 0.5, 1.0, 0.0]), "x")
+    assert before.drop_error(halves) == pytest.approx(math.sqrt(0.5 / 3 / 4))
     other = Score(0.5, True, torch.tensor([1.0, 0.0]), "x")
     assert before.drop_error(other) == pytest.approx(math.hypot(before.error, other.error))
     assert Score(1.0, True, torch.ones(1), "x").error == math.inf

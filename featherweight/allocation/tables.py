@@ -19,17 +19,16 @@ from torch import Tensor, nn
 from featherweight.allocation.treatments import Group, Row, Tables, Treatment
 from featherweight.allocation.truth import Reference
 from featherweight.costs import count_macs, parameters
-from featherweight.data import as_call, batches, example_inputs, forward, samples
+from featherweight.data import batches, example_inputs, forward, samples
 from featherweight.edits import module_at, named_tensors
-from featherweight.errors import ModelError
-from featherweight.graph import CoupledGroup, coupled_groups
+from featherweight.graph import CoupledGroup
 from featherweight.layers.quantized import limit
 from featherweight.masking import masked
 from featherweight.modes import evaluating
 from featherweight.technique import Context
-from featherweight.techniques.cuts import keep_edit
+from featherweight.techniques.cuts import clusters, keep_edit
 from featherweight.techniques.factorizations import Metric, matrix_factors
-from featherweight.techniques.importance import indices, makes, sums, within
+from featherweight.techniques.importance import indices, makes, sums
 from featherweight.techniques.matrices import matrices
 from featherweight.techniques.rounding import grid_scale
 from featherweight.techniques.scores import largest
@@ -66,22 +65,22 @@ def measure_tables(model: nn.Module, context: Context, count: int = 16) -> Table
     """
     weights = {name: weight for name, weight in matrices(model, context).items() if isinstance(weight, nn.Parameter)}
     nats = _nats(model, weights, context, count)
-    clusters = _clusters(model, context)
-    used, macs = uses(model, context), _macs(model, context)
-    tried = _TRIED * (2 * len(weights) + len(clusters))
+    found = clusters(model, context)
+    used, macs = uses(model, context), macs_of_one(model, context)
+    tried = _TRIED * (2 * len(weights) + len(found))
     most = round(min(_MOST, max(_FEWEST, _MOST_MACS / max(1.0, macs * tried))))
     reference = Reference(model, context, most)
     rows = []
     for place, (name, weight) in enumerate(weights.items()):
-        context.report(f"damage and cost of {name}", place / (len(weights) + len(clusters)))
+        context.report(f"damage and cost of {name}", place / (len(weights) + len(found)))
         table = _Weight(model, name, weight, nats.get(name), used.get(id(weight), 1.0), reference)
-        out, inside = (_member(clusters, name, dim) for dim in (0, 1))
+        out, inside = (cluster_of(found, name, dim) for dim in (0, 1))
         rows.append(Row(name, table.path, tuple(weight.shape), out, inside, table.treatments()))
     groups = []
-    for place, cluster in enumerate(clusters):
+    for place, cluster in enumerate(found):
         made = {name.rpartition(".")[0] for group in cluster for name, dim in group.members if makes(model, name, dim)}
         names = tuple(path for path, _ in model.named_modules() if path in made)
-        context.report(f"damage of {names[0]}'s channels", (len(weights) + place) / (len(weights) + len(clusters)))
+        context.report(f"damage of {names[0]}'s channels", (len(weights) + place) / (len(weights) + len(found)))
         units = min(map(len, cluster))
         groups.append(Group(names, units, SHARES, _removal(model, cluster, nats, reference)))
     plain = [row.treatments[0] for row in rows]
@@ -99,34 +98,17 @@ def _nats(model: nn.Module, weights: Mapping[str, nn.Parameter], context: Contex
     return {name: found / (2 * read) for name, found in curvatures(model, weights, context, count).items()}
 
 
-def _macs(model: nn.Module, context: Context) -> float:
+def macs_of_one(model: nn.Module, context: Context) -> float:
+    """Return the multiply-adds of one sample."""
     inputs = example_inputs(context.data, context.device)
     with evaluating(model):
         return count_macs(lambda: forward(model, inputs)).macs / samples(inputs)
 
 
-def _clusters(model: nn.Module, context: Context) -> list[list[CoupledGroup]]:
-    """Groups of channels that are cut together: those that must stay as large as each other, and the others alone."""
-    args, kwargs = as_call(example_inputs(context.data, context.device))
-    try:
-        found, _ = coupled_groups(model, args, kwargs)
-    except ModelError as error:
-        context.leave("", str(error))
-        return []
-    clusters: dict[str | int, list[CoupledGroup]] = {}
-    for place, group in enumerate(found):
-        clusters.setdefault(group.size or place, []).append(group)
-    return [
-        cluster
-        for cluster in clusters.values()
-        if min(map(len, cluster)) > 1 and all(within(model, group, context) for group in cluster)
-    ]
-
-
-def _member(clusters: Sequence[Sequence[CoupledGroup]], name: str, dim: int) -> int:
-    """The cluster that a dimension of a weight belongs to, that of most units where there are several, or -1."""
+def cluster_of(found: Sequence[Sequence[CoupledGroup]], name: str, dim: int) -> int:
+    """Return which cluster a dimension of a weight belongs to, that of most units where there are several, or -1."""
     holding = {
-        place: len(group) for place, cluster in enumerate(clusters) for group in cluster if (name, dim) in group.members
+        place: len(group) for place, cluster in enumerate(found) for group in cluster if (name, dim) in group.members
     }
     return max(holding, key=lambda place: holding[place], default=-1)
 
@@ -224,7 +206,9 @@ def corrected(predicted: Sequence[float], true: Mapping[int, float]) -> list[flo
 
 
 def _spaced(count: int) -> list[int]:
-    """Places of those that are tried, from the second mildest to the second strongest."""
+    """Places of those that are tried, from the second mildest to the second strongest; none of none."""
+    if not count:
+        return []
     return sorted(set(np.linspace(min(1, count - 1), max(0, count - 2), _TRIED).round().astype(int).tolist()))
 
 

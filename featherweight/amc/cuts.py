@@ -8,7 +8,7 @@ from typing import ClassVar, final
 
 from torch import nn
 
-from featherweight.allocation.tables import _macs, _member
+from featherweight.allocation.tables import cluster_of, macs_of_one
 from featherweight.allocation.treatments import Group, Row, Tables, Treatment
 from featherweight.data import Data
 from featherweight.errors import ModelError
@@ -98,10 +98,10 @@ class Cuts:
         used, self.rows = uses(model, self.context), []
         for name, weight in matrices(model, self.context).items():
             macs = weight.numel() * used.get(id(weight), 1.0)
-            out, inside = (_member([list(cluster) for cluster in self.clusters], name, dim) for dim in (0, 1))
+            out, inside = (cluster_of(self.clusters, name, dim) for dim in (0, 1))
             whole = Treatment(32, 1.0, 0, 0.0, 0.0, 4.0 * weight.numel(), float(weight.numel()), macs)
             self.rows.append(Row(name, name.rpartition(".")[0], tuple(weight.shape), out, inside, (whole,)))
-        self.base = _macs(model, self.context)
+        self.base = macs_of_one(model, self.context)
         self.fixed = max(0.0, self.base - sum(row.treatments[0].macs for row in self.rows))
         self.score = self.evaluate(tuple(self.units))
 

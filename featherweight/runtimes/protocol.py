@@ -194,7 +194,12 @@ def quiet() -> Iterator[None]:
     try:
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
-        with warnings.catch_warnings():
+        with (
+            open(os.devnull, "w") as hole,
+            contextlib.redirect_stdout(hole),
+            contextlib.redirect_stderr(hole),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
