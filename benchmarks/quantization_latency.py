@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from featherweight import Context, Data, run
 from featherweight.agreement import expected_outputs, signal_to_noise
+from featherweight.artifact import load, package
 from featherweight.data import batches, forward
 from featherweight.delivery import Delivery, deliveries, subject, timed
 from featherweight.errors import FeatherweightError
@@ -58,12 +59,13 @@ def network(name: str) -> tuple[nn.Module, Data, Tensor]:
 
 def int8(name: str, model: nn.Module, data: Data) -> nn.Module:
     """Return the network as int8, from the benchmarks' cache if it is there."""
-    path = cache() / NAME / f"{name}.pt"
+    path = cache() / NAME / f"{name}.fw"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(run(QuantizeStatic(), model, Context(data=data)).model, path)
-    made: nn.Module = torch.load(path, weights_only=False)  # our own file
-    return made
+        small, edits = run(QuantizeStatic(), model, Context(data=data))
+        package(small, edits, {}, None).save(path, graph=False)
+    made: nn.Module = load(path, into=model)
+    return made.eval()
 
 
 def ours(name: str, model: nn.Module, data: Data, inputs: Tensor) -> list[Delivery]:
