@@ -52,8 +52,10 @@ def main() -> None:
 
 
 def _plain(row: Row) -> Row:
-    """The row without groups, and as many of its treatments as the figure says."""
-    return replace(row, makes=-1, reads=-1, treatments=row.treatments[:TREATMENTS])
+    """The row without groups, and as many of its treatments as the figure says, from the mildest to the strongest."""
+    count = len(row.treatments)
+    picked = sorted({round(place * (count - 1) / (TREATMENTS - 1)) for place in range(TREATMENTS)})
+    return replace(row, makes=-1, reads=-1, treatments=tuple(row.treatments[place] for place in picked))
 
 
 def _times(tables: Tables) -> list[float]:

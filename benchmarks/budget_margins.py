@@ -25,7 +25,6 @@ from typing import Any
 import cifar
 import letters
 import speech
-from originals import original
 from results import keep, kept, record
 from torch import nn
 
@@ -47,7 +46,6 @@ from featherweight.techniques import (
     PruneWeights,
     QuantizeWeights,
 )
-from featherweight.techniques.train import Training
 
 NAME = "budget_margins"
 EDGE = 0.3  # points
@@ -55,12 +53,6 @@ TRIALS = 6
 _STEPS = 10  # halvings of a strength
 _RAISED = 3  # times that a strength is raised where the trained file does not fit
 Cell = dict[str, Any]
-
-
-def _mlp(seed: int) -> Task:
-    data = letters.data()
-    training = Training(epochs=60, learning_rate=2e-3, weight_decay=1e-2)
-    return Task(original("letters_mlp", seed, letters.mlp, data, training), data, "mlp")
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ class Network:
 
 
 NETWORKS = {
-    "mlp": Network(_mlp, (12, 20, 32, 50, 75)),
+    "mlp": Network(letters.task, (12, 20, 32, 50, 75)),
     "lstm": Network(speech.task, (15, 25, 40, 60, 90)),
     "lenet300": Network(mnist.lenet300_task, (20, 40, 70, 100, 140)),
     "resnet20": Network(partial(cifar.task, "resnet20"), (8, 12, 16, 22, 30)),
@@ -107,7 +99,8 @@ def steps(way: str, strength: float, epochs: int, last: int, model: nn.Module) -
         "low rank, quantize": [*factored, *heal, rounded, *end],
         "channels, quantize": [cut, *heal, rounded, *end],
     }
-    return Recipe((FoldBatchNorm(), *ways[way]))
+    norms = any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in model.modules())
+    return Recipe((*([FoldBatchNorm()] if norms else []), *ways[way]))
 
 
 WAYS = (
