@@ -22,7 +22,8 @@ from featherweight.costs import parameters
 from featherweight.data import Data, batches, complete, samples
 from featherweight.edits import Edit, Write, to_json
 from featherweight.errors import BudgetError, FeatherweightError, RecipeError
-from featherweight.latency import LatencyTable, latencies
+from featherweight.latency import latencies
+from featherweight.latency_table import LatencyTable
 from featherweight.measurement import Measurement
 from featherweight.portable import Graph, assemble, export_graph
 from featherweight.preflight import Request, check, open_workspace

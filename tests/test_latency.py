@@ -9,7 +9,8 @@ from torch import nn
 
 from featherweight.data import Data
 from featherweight.errors import ArtifactError
-from featherweight.latency import Latency, LatencyTable, interleaved, latencies, one_thread
+from featherweight.latency import Latency, interleaved, latencies, one_thread
+from featherweight.latency_table import LatencyTable, form
 from featherweight.portable import assemble, export_graph
 
 
