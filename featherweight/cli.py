@@ -118,6 +118,9 @@ def compress(
     latency_table: Annotated[
         Path | None, typer.Option(help="JSON file of measured seconds to read and extend.")
     ] = None,
+    runtime: Annotated[
+        str, typer.Option(help="Whose latency the budget means: onnxruntime, openvino or openvino_bf16.")
+    ] = "onnxruntime",
     as_json: AsJson = False,
 ) -> None:
     """Compress a task's model until it keeps a budget, and write one file that runs by itself.
@@ -126,13 +129,14 @@ def compress(
     """
     from featherweight.budget import Budget
     from featherweight.pipeline import compress as compress_model
-    from featherweight.preflight import find_device, writable
+    from featherweight.preflight import find_clocked, find_device, writable
     from featherweight.recipe_files import load_recipe
     from featherweight.tasks import find_task
 
     limits = Budget.parse(budget)  # first what is refused in a moment: a built-in task may train for minutes
     steps = load_recipe(recipe) if recipe is not None else None
     find_device(device)
+    find_clocked(runtime)
     writable(out)
     if report is not None:
         from featherweight.report.html import check_available, write_html
@@ -153,6 +157,7 @@ def compress(
             out=out,
             resume=resume,
             latency_table=latency_table,
+            runtime=runtime,
             name=found.name if found.name != "task" else task,
             command=shlex.join(["featherweight", *sys.argv[1:]]),
             progress=progress,

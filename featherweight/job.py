@@ -87,7 +87,7 @@ class Job:
         workspace = Path(temporary.name) if temporary is not None else request.workspace
         open_workspace(workspace, request)
         try:
-            table = LatencyTable(request.latency_table or workspace / "latency.json")
+            table = LatencyTable(request.latency_table or workspace / "latency.json", request.runtime)
             progress("measuring the original", 0.0)
             before = measuring.structure(model, complete_data)
             job = cls(
@@ -192,7 +192,7 @@ class Job:
             "original": assemble(self.original, self.model.state_dict()),
             "now": assemble(graph, model.state_dict()),
         }
-        timed = latencies(models, self.data, seconds=0.2)
+        timed = latencies(models, self.data, 0.2, self.request.runtime)
         speed = timed["original"].median / timed["now"].median
         return {
             "step": step,

@@ -8,14 +8,15 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 
-from featherweight.data import Data, Inputs, example_inputs
+from featherweight.data import Data, example_inputs
 from featherweight.errors import ArtifactError
 from featherweight.latency import DEFAULT, latencies, prepared
 from featherweight.runtimes import find_runtime
-from featherweight.runtimes.protocol import lower_quartile
+from featherweight.runtimes.protocol import faster_half
 
 _TOGETHER = 16  # operators that are timed between two looks at the original
 _LOOK = 10  # calls of the original in one of them
@@ -61,7 +62,7 @@ class LatencyTable:
             self._put({key: timed["candidate"].median / timed["original"].median * base})
         return self.seconds[key]
 
-    def operators(self, graphs: Mapping[str, tuple[bytes, Inputs]], original: bytes, data: Data) -> dict[str, float]:
+    def operators(self, graphs: Mapping[str, tuple[bytes, Any]], original: bytes, data: Data) -> dict[str, float]:
         """Return the seconds of the operator that takes longest in each of some small graphs, as the runtime itself times it.
 
         Args:
@@ -78,7 +79,7 @@ class LatencyTable:
                 part = missing[start : start + _TOGETHER]
                 now = _look(call)
                 timed = {key: max(runtime.operators(*graphs[name]).values()) for key, name in part}
-                scale = base / lower_quartile(now + _look(call))
+                scale = base / faster_half(now + _look(call))
                 self._put({key: seconds * scale for key, seconds in timed.items()})
         return {name: self.seconds[key] for name, key in keys.items()}
 

@@ -13,7 +13,8 @@ from featherweight.candidates import Candidates
 from featherweight.data import Data
 from featherweight.errors import BudgetError
 from featherweight.job import Job, Progress
-from featherweight.preflight import Request, find_device, writable
+from featherweight.latency import DEFAULT
+from featherweight.preflight import Request, find_clocked, find_device, writable
 from featherweight.proof import prove
 from featherweight.technique import Recipe, Technique
 
@@ -31,6 +32,7 @@ def compress(
     out: str | Path | None = None,
     resume: bool = False,
     latency_table: str | Path | None = None,
+    runtime: str = DEFAULT,
     strict: bool = False,
     name: str = "model",
     command: str = "",
@@ -51,6 +53,7 @@ def compress(
         out: where the file goes; when missing it is not kept on disk. Checkpoints live beside it in `OUT.run/`.
         resume: continue from `OUT.run/` after a kill.
         latency_table: JSON file of measured seconds to read and extend, so that choices by time can be repeated.
+        runtime: whose latency the budget means: `"onnxruntime"`, `"openvino"` or `"openvino_bf16"`.
         strict: raise `BudgetError` with the closest artifact when the budget is missed.
         name: what the model is called in the report.
         command: how to reproduce this, for the report.
@@ -73,6 +76,7 @@ def compress(
         out=writable(out),
         resume=resume,
         latency_table=Path(latency_table) if latency_table is not None else None,
+        runtime=find_clocked(runtime),
     )
     job = Job.start(model, data, teacher, request, progress)
     made = [] if recipe is not None else Candidates(job).search()

@@ -298,18 +298,17 @@ def test_limits_steer_the_cut(first_strength, limit):
 
 def test_a_latency_budget_reads_the_table_it_is_given(first_strength, tmp_path):
     table = tmp_path / "latency.json"
-    for seconds, share in ((1e-9, 1.0), (1e9, 0.03)):
+    for seconds, fits in ((1e-9, True), (1e9, False)):
         table.write_text(json.dumps({"original": seconds}))
         strength = first_strength("latency<=1s, drop<=5pt", latency_table=table)
-        assert strength.share == share
+        assert (strength.seconds == 0.95) == fits
         assert strength.static
         stored = json.loads(table.read_text())
         assert stored["original"] == seconds
         assert len(stored) > 1  # candidates were added
 
 
-def test_one_table_gives_one_file_and_its_digest_is_in_it(clusters, tmp_path, monkeypatch):
-    monkeypatch.setattr("featherweight.search._SHARES", (1.0, 0.5))
+def test_one_table_gives_one_file_and_its_digest_is_in_it(clusters, tmp_path):
     table = tmp_path / "latency.json"
     table.write_text('{"original": 1.0}')
     for name in ("one", "two"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from featherweight.data import Inputs
 from featherweight.integer_graph import layers
@@ -92,7 +92,11 @@ class Operator:
         ways = 2 if "direction" in attributes and attributes["direction"].s == b"bidirectional" else 1
         hidden = max(1, gates // many)
         attributes["hidden_size"] = helper.make_attribute("hidden_size", hidden)
-        shapes = {"w": (ways, many * hidden, inside), "r": (ways, many * hidden, hidden), "b": (ways, 2 * many * hidden)}
+        shapes = {
+            "w": (ways, many * hidden, inside),
+            "r": (ways, many * hidden, hidden),
+            "b": (ways, 2 * many * hidden),
+        }
         read = [made.constant(name, _small(draw, shape)) for name, shape in shapes.items()]
         given = _small(draw, (*self.entering[:-1], inside))
         return made.serialized(given, made.node(self.node.op_type, ["x", *read], list(attributes.values()))), given
@@ -157,7 +161,7 @@ class _Graph:
         return name
 
     def decoded(self, name: str, zero: Array) -> str:
-        grid = [self.constant(f"{name}.step", np.float32(_STEP)), self.constant(f"{name}.zero", zero)]
+        grid = [self.constant(f"{name}.step", np.array(_STEP, np.float32)), self.constant(f"{name}.zero", zero)]
         return self.node("DequantizeLinear", [name, *grid])
 
     def decoded_weight(self, name: str, codes: Array, out: int, axis: int) -> str:
@@ -167,7 +171,7 @@ class _Graph:
         return self.node("DequantizeLinear", [self.constant(name, codes), steps, zeros], [along])
 
     def encoded(self, name: str) -> str:
-        grid = [self.constant("y.step", np.float32(1.0)), self.constant("y.zero", np.zeros((), np.uint8))]
+        grid = [self.constant("y.step", np.array(1.0, np.float32)), self.constant("y.zero", np.zeros((), np.uint8))]
         return self.node("QuantizeLinear", [self.node("Relu", [name]), *grid])
 
     def serialized(self, given: Array, last: str) -> bytes:

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from featherweight.allocation.operators import Operator, operators_of
+from featherweight.allocation.operators import Array, Operator, operators_of
 from featherweight.allocation.treatments import Group, Row, Tables
-from featherweight.data import Inputs, example_inputs
+from featherweight.data import example_inputs
 from featherweight.edits import module_at
 from featherweight.graph import CoupledGroup
 from featherweight.latency_table import LatencyTable
@@ -40,7 +40,7 @@ def with_seconds(
     """
     inputs, found = example_inputs(context.data, batch=1), clusters(model, context)
     operators = operators_of(whole, inputs)
-    graphs: dict[Place, tuple[bytes, Inputs]] = {}
+    graphs: dict[Place, tuple[bytes, Array]] = {}
     for place, row in enumerate(tables.rows):
         operator = _operator(model, row, operators)
         if operator is not None:
@@ -100,7 +100,7 @@ def _shares(groups: Sequence[Group], at: int) -> tuple[float, ...]:
 
 def _pairs(row: Row, groups: Sequence[Group]) -> Iterator[tuple[int, int]]:
     """Every place among the shares of outputs and of inputs."""
-    return itertools.product(*(range(len(_shares(groups, at))) for at in (row.makes, row.reads)))
+    return itertools.product(range(len(_shares(groups, row.makes))), range(len(_shares(groups, row.reads))))
 
 
 def _shape(

@@ -49,7 +49,16 @@ def tables_of(model: nn.Module, context: Context, count: int = 16, shares: tuple
 
 def _name(model: nn.Module, context: Context, count: int, shares: tuple[float, ...]) -> str:
     """A hash of the model, its form, the calibration data and all that decides how tables are made."""
-    settings = (_FORMAT, torch.__version__, str(model), context.seed, context.scope, str(context.data.loss), count, shares)
+    settings = (
+        _FORMAT,
+        torch.__version__,
+        str(model),
+        context.seed,
+        context.scope,
+        str(context.data.loss),
+        count,
+        shares,
+    )
     found = hashlib.sha256(repr(settings).encode() + digest(model))
     for index, (inputs, _) in enumerate(batches(context.data.calibrate, "calibrate")):
         if index >= max(count, _MOST_READ):

@@ -54,9 +54,7 @@ Family = list[tuple[float, float, Tensor]]
 """Of one weight, for each strength from mild to strong: the strength, predicted nats and the weight, `[out, rest]`."""
 
 
-def measure_tables(
-    model: nn.Module, context: Context, count: int = 16, shares: tuple[float, ...] = SHARES
-) -> Tables:
+def measure_tables(model: nn.Module, context: Context, count: int = 16, shares: tuple[float, ...] = SHARES) -> Tables:
     """Return the tables of a model as it stands; batch norms should be folded first.
 
     Args:

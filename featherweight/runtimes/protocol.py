@@ -113,13 +113,13 @@ class Runtime(ABC):
             ExportError: the package is missing, or the file is not this runtime's.
         """
 
-    def operators(self, model: bytes, inputs: Inputs, calls: int = 30) -> dict[str, float]:
-        """Return the seconds of each operator as the runtime itself times it on one thread, the lower quartile of some calls.
+    def operators(self, model: bytes, inputs: Any, calls: int = 30) -> dict[str, float]:
+        """Return the seconds of each operator as the runtime itself times it on one thread, the mean of the faster half of some calls.
 
         Args:
             model: serialized ONNX, weights included.
-            inputs: of one call.
-            calls: how many, 2 at least.
+            inputs: of one call, as of `Program.prepared`.
+            calls: how many, at least 1.
 
         Raises:
             ExportError: the runtime has no such clock, its package is missing, or it cannot load the model.
@@ -149,9 +149,9 @@ def program_of(subject: Subject, runtime: Runtime) -> ExportedProgram:
     return subject.program
 
 
-def lower_quartile(values: list[float]) -> float:
-    """Return what a quarter of some times stays below: whatever else the machine does only ever adds to them."""
-    return statistics.quantiles(values, n=4)[0]
+def faster_half(values: list[float]) -> float:
+    """Return the mean of the shorter half of some times: whatever else the machine does only ever adds to them."""
+    return statistics.fmean(sorted(values)[: (len(values) + 1) // 2])
 
 
 def by_name(names: tuple[str, ...], inputs: Any) -> dict[str, Array]:
