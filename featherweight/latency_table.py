@@ -62,15 +62,19 @@ class LatencyTable:
             self._put({key: timed["candidate"].median / timed["original"].median * base})
         return self.seconds[key]
 
-    def operators(self, graphs: Mapping[str, tuple[bytes, Any]], original: bytes, data: Data) -> dict[str, float]:
-        """Return the seconds of the operator that takes longest in each of some small graphs, as the runtime itself times it.
+    def operators(
+        self, graphs: Mapping[str, tuple[bytes, Any]], original: bytes, data: Data, longest: int = 1
+    ) -> dict[str, float]:
+        """Return the seconds of the operators that take longest in each of some graphs, as the runtime itself times them.
 
         Args:
             graphs: by any name: serialized ONNX, and the inputs of a call; equal ones are timed once.
             original: the whole model, called before and after every few graphs.
             data: gives its example.
+            longest: how many operators of each are summed.
         """
-        keys = {name: self._key(f"operator {form(graph)}") for name, (graph, _) in graphs.items()}
+        kind = "operator" if longest == 1 else f"{longest} operators"
+        keys = {name: self._key(f"{kind} {form(graph)}") for name, (graph, _) in graphs.items()}
         missing = list({key: name for name, key in keys.items() if key not in self.seconds}.items())
         if missing:
             base, runtime = self.original(original, data), find_runtime(self.runtime)
@@ -78,7 +82,7 @@ class LatencyTable:
             for start in range(0, len(missing), _TOGETHER):
                 part = missing[start : start + _TOGETHER]
                 now = _look(call)
-                timed = {key: max(runtime.operators(*graphs[name]).values()) for key, name in part}
+                timed = {key: sum(sorted(runtime.operators(*graphs[name]).values())[-longest:]) for key, name in part}
                 scale = base / faster_half(now + _look(call))
                 self._put({key: seconds * scale for key, seconds in timed.items()})
         return {name: self.seconds[key] for name, key in keys.items()}

@@ -113,6 +113,7 @@ def test_seconds_add_up_to_the_whole_model(tmp_path):
     first, depthwise, _, last = told.rows
     assert (len(first.seconds), len(first.seconds[0])) == (8, 1)
     assert (first.makes, depthwise.makes, last.reads) == (0, 0, 1)
+    assert table.asked.pop()[0] == whole
     widths = [onnx.load_model_from_string(graph).graph.input[0].type.tensor_type.shape.dim for graph, _ in table.asked]
     assert sorted({dims[1].dim_value for dims in widths if len(dims) == 2}) == [16 * n for n in range(1, 9)]
     assert solve(told, {"seconds": 1.1}).costs["seconds"] == pytest.approx(1.0)
@@ -157,9 +158,9 @@ class MadeUp:
         (self.each,) = each.values()
         self.asked = []
 
-    def operators(self, graphs, original, data):
+    def operators(self, graphs, original, data, longest=1):
         self.asked += graphs.values()
-        return dict.fromkeys(graphs, self.each)
+        return dict.fromkeys(graphs, self.each * longest)
 
     def candidate(self, model, original, data):
         return 1.0

@@ -1,7 +1,7 @@
 """Seconds in the tables: of each operator on a runtime, at every pair of shares of its outputs and inputs kept.
 
 Kernels work on blocks of channels, so that time falls in steps with the width, and at some widths rises. Operators are timed
-alone, by the runtime's own clock; what the whole model takes beyond them is fixed.
+alone, by the runtime's own clock, and scaled to what the layers take inside the model; what it takes beyond them is fixed.
 """
 
 from __future__ import annotations
@@ -48,16 +48,23 @@ def with_seconds(
                 graphs[place, *pair] = operator.graph(_shape(row, found, tables.groups, pair))
     took = table.operators({str(place): graph for place, graph in graphs.items()}, original, context.data)
     seconds = {place: took[str(place)] for place in graphs}
-    dense = table.candidate(whole, original, context.data)
-    return _filled(tables, model, seconds, dense)
+    dense, layers = table.candidate(whole, original, context.data), 0.0
+    if timed := len({place for place, _, _ in graphs}):  # layers are what takes longest in a model
+        layers = table.operators({"whole": (whole, inputs)}, original, context.data, timed)["whole"]
+    return _filled(tables, model, seconds, dense, min(dense, layers))
 
 
-def _filled(tables: Tables, model: nn.Module, seconds: Mapping[Place, float], dense: float) -> Tables:
-    """Tables with these seconds; rows that have none take theirs by multiply-adds, and never more than the whole model."""
+def _filled(tables: Tables, model: nn.Module, seconds: Mapping[Place, float], dense: float, layers: float) -> Tables:
+    """Tables with these seconds, in proportion to what the layers take in the whole model, where weights come from memory.
+
+    Rows that have none take theirs by multiply-adds, and all together never more than the whole model.
+    """
     plain = [row.treatments[0].macs for row in tables.rows]
     timed = {place for place, _, _ in seconds}
-    if timed:
-        rate = sum(seconds[place, 0, 0] for place in timed) / max(1.0, sum(plain[place] for place in timed))
+    alone = sum(seconds[place, 0, 0] for place in timed)
+    if alone > 0:
+        seconds = {place: value * layers / alone for place, value in seconds.items()}
+        rate = layers / max(1.0, sum(plain[place] for place in timed))
     else:
         rate = dense / max(1.0, sum(plain) + tables.fixed.get("macs", 0.0))
     rows, total = [], 0.0
