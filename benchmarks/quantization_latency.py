@@ -3,15 +3,14 @@
     FEATHERWEIGHT_DATA=../shared/data python benchmarks/quantization_latency.py [resnet18_32 resnet18_224 encoder lstm efficientnet]
 
 Needs the extras `bench`, `openvino`, `litert` and `ao`, and a quiet machine. Ours is what `auto` takes: the network as int8
-(`fold_batch_norm`, `quantize_static`) and as it was, on every runtime that agrees with PyTorch by at least 25 dB; an int8 form that
-is slower than the float one on its runtime is not taken. Which one is decided in a first round of calls; the figures are from a
+(`fold_batch_norm`, `quantize_static`) and as it was, on every runtime that agrees with PyTorch by at least 25 dB; layers whose
+integer form is slower on its runtime are computed with floats. Which one is decided in a first round of calls; the figures are from a
 second. What takes minutes to prepare is kept in the benchmarks' cache.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import sys
 from collections.abc import Callable
@@ -32,7 +31,8 @@ from featherweight.artifact import load, package
 from featherweight.data import batches, forward
 from featherweight.delivery import Delivery, deliveries, subject, timed
 from featherweight.errors import FeatherweightError
-from featherweight.latency import one_thread, rounds, summary
+from featherweight.latency import one_thread, paired_ratio, rounds, summary
+from featherweight.precision import settled
 from featherweight.runtimes import RUNTIMES, Subject
 from featherweight.techniques import FoldBatchNorm, QuantizeStatic
 
@@ -75,13 +75,18 @@ def ours(name: str, model: nn.Module, data: Data, inputs: Tensor) -> list[Delive
     for form, source, names in (("int8", small, [key for key in RUNTIMES if key != "torch"]), ("float", model, FLOAT)):
         whole = subject(source, data)
         whole = Subject(whole.onnx, inputs, whole.program)
-        for item in deliveries(whole, names, folder / form, inputs, expected_outputs(source, inputs), source):
+        expected = expected_outputs(source, inputs)
+        found = deliveries(whole, names, folder / form, inputs, expected, source)
+        for item in settled(whole, found, folder / form, inputs, expected, inputs, source):
             if item.program is None:
                 sys.stderr.write(f"{name} {form} {item.runtime}: {item.reason}\n")
                 continue
             given = [torch.from_numpy(value).float() for value in item.program.run(inputs)]
             if signal_to_noise(wanted, given) >= AT_LEAST:
-                made.append(Delivery(f"{item.runtime}, {form}", program=item.program, layers=item.layers))
+                label = f"{item.runtime}, {item.form or form}" + (
+                    f" with float {item.kept_float}" if item.form == "mixed" else ""
+                )
+                made.append(Delivery(label, program=item.program, layers=item.layers))
     return timed(made, inputs, 0.5)
 
 
@@ -115,8 +120,8 @@ def cell(name: str, size: int) -> dict[str, Any]:
         "relative_error": 10 ** (-quality / 20),
         "milliseconds": {key: _milliseconds(values) for key, values in times.items()},
         "best_peer": best,
-        "over_eager": ratio(times["eager"], times["ours"]),
-        "over_best": ratio(times[best], times["ours"]),
+        "over_eager": list(paired_ratio(times["eager"], times["ours"])),
+        "over_best": list(paired_ratio(times[best], times["ours"])),
         "tried": {key: round(value, 3) for key, value in tried.items()},
         "not_int8": [row["path"] for row in chosen.missed()],
         "missing": missing,
@@ -126,14 +131,6 @@ def cell(name: str, size: int) -> dict[str, Any]:
 def _milliseconds(values: list[float]) -> list[float]:
     item = summary(values)
     return [round(1e3 * value, 3) for value in (item.median, item.low, item.high)]
-
-
-def ratio(first: list[float], second: list[float]) -> list[float]:
-    """Return how many times longer the first takes, the median over paired rounds, and its 95 % interval by order statistics."""
-    paired = sorted(a / b for a, b in zip(first, second, strict=True))
-    reach = 0.98 * math.sqrt(len(paired))
-    low, high = math.floor(len(paired) / 2 - reach), math.ceil(len(paired) / 2 + reach)
-    return [statistics.median(paired), paired[max(0, low)], paired[min(len(paired) - 1, high)]]
 
 
 def rows(name: str, cells: dict[str, Any]) -> None:

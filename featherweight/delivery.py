@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ class Delivery:
         agreement: with the PyTorch model.
         layers: one row a layer: `path`, `asked` and `runs`, each `int8`, `bf16` or `float32`.
         latency: of one call; None until it is timed.
+        form: in which precision it is: `int8` as stored, or what `precision.settled` found faster.
+        kept_float: the integer layers that are computed with floats, because that is faster.
+        tried: seconds of a call in each form that was timed.
         reason: why there is no program; empty when there is.
     """
 
@@ -41,6 +44,9 @@ class Delivery:
     agreement: Agreement | None = None
     layers: tuple[Mapping[str, str], ...] = ()
     latency: Latency | None = None
+    form: str = ""
+    kept_float: tuple[str, ...] = ()
+    tried: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
 
     def missed(self) -> list[Mapping[str, str]]:
@@ -61,6 +67,9 @@ class Delivery:
             "agreement": self.agreement.to_dict() if self.agreement else None,
             "layers": counts,
             "asked_int8_but_not": [dict(row) for row in self.missed()],
+            **(
+                {"form": self.form, "kept_float": list(self.kept_float), "tried": dict(self.tried)} if self.form else {}
+            ),
             **({"latency": self.latency.to_dict()} if self.latency else {}),
         }
 

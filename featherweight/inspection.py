@@ -20,6 +20,7 @@ from featherweight.edits import to_json
 from featherweight.errors import ExportError
 from featherweight.latency import latencies
 from featherweight.portable import assemble, export_graph, export_program
+from featherweight.precision import settled
 from featherweight.running import run
 from featherweight.runtimes import Subject, find_format
 from featherweight.runtimes.onnxruntime import Session, audit
@@ -114,6 +115,8 @@ def measure_file(path: Path, task: Task | None = None, runtime: str = "onnxrunti
 def delivered(artifact: Artifact, task: Task | None, runtime: str) -> list[Delivery]:
     """Return a file on a runtime, or on all that `auto` tries, timed in turn; the fastest first.
 
+    Of `auto`, each runtime computes with integers the layers that are faster so, and the others with floats.
+
     Raises:
         ExportError: the runtime is unknown or missing, or no runtime computes what the file says.
     """
@@ -121,6 +124,7 @@ def delivered(artifact: Artifact, task: Task | None, runtime: str) -> list[Deliv
     with tempfile.TemporaryDirectory() as folder:
         if runtime == "auto":
             made = deliveries(whole, candidates(whole), Path(folder), inputs, expected, model)
+            made = settled(whole, made, Path(folder), inputs, expected, first_sample(inputs), model)
         else:
             made = [deliver(whole, runtime, Path(folder), inputs, expected, model)]
         made = timed(made, first_sample(inputs))

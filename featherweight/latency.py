@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,19 @@ def summary(values: list[float]) -> Latency:
     """Return the median and the quartiles of some seconds, two at least."""
     quartiles = statistics.quantiles(values, n=4)
     return Latency(statistics.median(values), quartiles[0], quartiles[2], len(values))
+
+
+def paired_ratio(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
+    """Return how many times longer the first takes: the median over paired rounds, and its 95 % interval by order statistics.
+
+    Args:
+        first: seconds of each round, of `rounds`.
+        second: the same of another call.
+    """
+    paired = sorted(a / b for a, b in zip(first, second, strict=True))
+    reach = 0.98 * math.sqrt(len(paired))
+    low, high = math.floor(len(paired) / 2 - reach), math.ceil(len(paired) / 2 + reach)
+    return statistics.median(paired), paired[max(0, low)], paired[min(len(paired) - 1, high)]
 
 
 @contextmanager

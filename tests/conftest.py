@@ -74,6 +74,7 @@ def quick(tmp_path_factory):
 
     import featherweight.delivery
     import featherweight.latency
+    import featherweight.precision
 
     hasty = functools.partial(featherweight.latency.interleaved, seconds=0.0)
     with pytest.MonkeyPatch.context() as patch:
@@ -83,6 +84,9 @@ def quick(tmp_path_factory):
             featherweight.latency, "interleaved", lambda calls, *ignored, **ignored_too: hasty(calls, least=3)
         )
         patch.setattr(featherweight.delivery, "interleaved", featherweight.latency.interleaved)
+        patch.setattr(
+            featherweight.precision, "rounds", lambda calls, *ignored: featherweight.latency.rounds(calls, 0.0, 3)
+        )
         patch.setattr(torch_2_5, "get_torchlib_ops", functools.cache(torch_2_5.get_torchlib_ops))
         yield
 
