@@ -357,7 +357,7 @@ def test_an_interruption_is_one_line(command, monkeypatch):
     def interrupt(what):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("featherweight.cli._rows", interrupt)
+    monkeypatch.setattr("featherweight.commands.listing._rows", interrupt)
     done = command("list")
     assert done.code == 1
     assert "--resume" in done.err

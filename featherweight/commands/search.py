@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,14 +11,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from featherweight.commands.console import AsJson, Seed, emit, screen
 from featherweight.errors import RecipeError, need
 from featherweight.verdict import format_amount
 
 if TYPE_CHECKING:
     from featherweight.journal import Row
     from featherweight.study import Standing
-
-_screen = Console(stderr=True)
 
 
 def search(
@@ -32,7 +29,7 @@ def search(
     out: Annotated[Path, typer.Option(help="Folder for the journal, the front and the best file.")] = Path("search"),
     trials: Annotated[int, typer.Option(min=1, help="Recipes to draw.")] = 24,
     sampler: Annotated[str, typer.Option(help="nsga2, tpe, gp or random.")] = "nsga2",
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    seed: Seed = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Of one heal at full length.")] = 10,
     rungs: Annotated[str, typer.Option(help="Shares of the training; a third is promoted to the next.")] = "0.2,1",
     generation: Annotated[int, typer.Option(min=1, help="Trials drawn before their results are looked at.")] = 8,
@@ -48,7 +45,7 @@ def search(
     show: Annotated[
         Path | None, typer.Option("--status", help="Only say how the search in this folder stands.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search over recipes for a budget, on one machine or many; a killed search goes on with --resume.
 
@@ -105,7 +102,7 @@ def _tell(standing: Standing, as_json: bool, more: dict[str, Any] | None = None)
     """Say on standard output how a search stands."""
     facts = {**standing.to_json(), **(more or {})}
     if as_json:
-        sys.stdout.write(json.dumps(facts, indent=2, allow_nan=False) + "\n")
+        emit(facts)
         return
     console = Console()
     console.print(table(standing))
@@ -157,7 +154,7 @@ class _Watch:
     """Shows how a search stands while it runs: a table that is redrawn on a terminal, one line a result elsewhere."""
 
     def __init__(self, quiet: bool) -> None:
-        self.live = Live(console=_screen, refresh_per_second=2) if not quiet and _screen.is_terminal else None
+        self.live = Live(console=screen, refresh_per_second=2) if not quiet and screen.is_terminal else None
         self.quiet, self.said = quiet, ""
 
     def __enter__(self) -> _Watch:
@@ -184,4 +181,4 @@ class _Watch:
             self._line(label)
 
     def _line(self, text: str) -> None:
-        _screen.print(text, markup=False, highlight=False)
+        screen.print(text, markup=False, highlight=False)
