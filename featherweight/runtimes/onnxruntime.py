@@ -8,7 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -36,8 +36,8 @@ class OnnxRuntime(Runtime):
     """ONNX Runtime on the CPU."""
 
     package = "onnxruntime"
-    about = "the default: runs every artifact, int8 as integers"
     clocked = True
+    about: ClassVar[str] = "the default: runs every artifact, int8 as integers"
 
     def export(self, subject: Subject, folder: Path) -> Path:
         """Write `model.onnx`, which other runtimes read too."""
