@@ -17,6 +17,7 @@ from torch import nn
 
 from featherweight import measurement as measuring
 from featherweight.agreement import Agreement
+from featherweight.allocation import Healing
 from featherweight.artifact import compact, package
 from featherweight.costs import parameters
 from featherweight.data import Data, batches, complete, samples
@@ -103,7 +104,7 @@ class Job:
                 before=before,
                 score=evaluate(model, complete_data, "validate"),
                 original=export_graph(model, complete_data),
-                epochs=training_epochs(complete_data, before.macs or 0),
+                epochs=training_epochs(complete_data, before.macs or 0, request.epochs),
                 graphs={},
             )
             job.refuse_impossible()
@@ -246,10 +247,18 @@ def file_floor(model: nn.Module, edits: list[Edit], graph: Graph) -> int:
     return len(package(empty, edits, {}, graph).to_bytes())
 
 
-def training_epochs(data: Data, macs: int) -> int:
-    """Epochs of gradual pruning in a trial: enough steps to settle, within what the network's size allows."""
+def training_epochs(data: Data, macs: int, most: int | None = None) -> int:
+    """Epochs of gradual pruning in a trial: enough steps to settle, within what the network's size allows.
+
+    Args:
+        data: with the training loader.
+        macs: multiply-adds of a sample.
+        most: of a trial in all, with the half more that follow quantization; at least 2.
+    """
     if data.train is None:
         return 0
+    if most is not None:
+        return max(epochs for epochs in range(1, most) if Healing.of(epochs).total <= most)
     loader: Any = data.train
     steps = len(loader) if hasattr(loader, "__len__") else 100
     inputs, _ = next(batches(data.train, "train"))

@@ -27,6 +27,7 @@ def compress(
     *,
     teacher: nn.Module | None = None,
     trials: int = 20,
+    epochs: int | None = None,
     seed: int = 0,
     device: str = "cpu",
     out: str | Path | None = None,
@@ -48,6 +49,8 @@ def compress(
             tries on validation data.
         teacher: whose outputs healing follows; the model itself when missing.
         trials: most candidates that a search trains.
+        epochs: most of one candidate's training, all its steps together, at least 2; when missing, what the network's size
+            allows. A candidate that loses too much is trained twice as long once. A recipe has its own.
         seed: of every random draw; one seed gives one file, byte for byte.
         device: `"cpu"`, `"cuda"` or `"mps"`, for training.
         out: where the file goes; when missing it is not kept on disk. Checkpoints live beside it in `OUT.run/`.
@@ -64,13 +67,15 @@ def compress(
 
     Raises:
         BudgetError: the budget cannot be read or is impossible, or with `strict` was missed.
-        DataError, RecipeError, ModelError, ExportError, ArtifactError: see there; the message says what would work.
+        RecipeError: `epochs` is less than 2, besides what is wrong with a recipe.
+        DataError, ModelError, ExportError, ArtifactError: see there; the message says what would work.
     """
     begin = time.perf_counter()
     request = Request(
         budget=Budget.parse(budget) if isinstance(budget, str) else budget,
         recipe=recipe,
         trials=trials,
+        epochs=epochs,
         seed=seed,
         device=find_device(device),
         out=writable(out),

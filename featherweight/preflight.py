@@ -37,6 +37,10 @@ class Request:
         resume: whether to continue a killed run.
         latency_table: file of measured seconds, or None for one of this run's own.
         runtime: whose latency the budget means.
+        epochs: most of a candidate's training, or None for what the network's size allows.
+
+    Raises:
+        RecipeError: `epochs` is less than 2: one heals what was cut, and one what was rounded.
     """
 
     budget: Budget
@@ -48,6 +52,11 @@ class Request:
     resume: bool
     latency_table: Path | None
     runtime: str = DEFAULT
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.epochs < 2:
+            raise RecipeError(f"epochs={self.epochs} must be at least 2: one heals what was cut, one what was rounded")
 
     @property
     def workspace(self) -> Path:
@@ -59,6 +68,7 @@ class Request:
     def to_json(self) -> dict[str, Any]:
         """Return what a resumed run must have asked for too."""
         facts = {"budget": str(self.budget), "recipe": str(self.recipe), "trials": self.trials}
+        facts["epochs"] = self.epochs
         return {**facts, "seed": self.seed, "device": str(self.device), "runtime": self.runtime}
 
 

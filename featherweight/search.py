@@ -66,7 +66,7 @@ class Strength:
     @property
     def healing(self) -> Healing:
         """How long a mix is trained."""
-        return Healing(self.epochs, max(1, self.epochs // 2))
+        return Healing.of(self.epochs)
 
     def shorter(self) -> Strength:
         """Return a strength with a quarter of the training."""

@@ -74,6 +74,20 @@ def test_the_default_recipe_keeps_a_budget(default, clusters):
     assert any("epoch" in message for message, _ in said)
 
 
+@pytest.mark.parametrize("most", [2, 5])
+def test_a_candidate_trains_no_longer_than_asked(clusters, most):
+    made = compress(clusters.model, clusters.data, "size<=60%", epochs=most, trials=1).report
+    steps = recipe_from_json(yaml.safe_load(made.recipe)).steps
+    assert (
+        most - 1 <= sum(getattr(step, "epochs", 0) for step in steps) <= most
+    )  # a third, and two thirds, of whole numbers
+
+
+def test_a_single_epoch_is_refused(clusters):
+    with pytest.raises(RecipeError, match="epochs=1 must be at least 2"):
+        compress(clusters.model, clusters.data, "size<=60%", epochs=1)
+
+
 def test_the_recipe_in_the_report_is_the_one_that_was_run(default):
     made = default[0].report
     recipe = recipe_from_json(yaml.safe_load(made.recipe))

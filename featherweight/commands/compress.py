@@ -26,6 +26,9 @@ def compress(
     report: Annotated[Path | None, typer.Option(help="Write an HTML report there.")] = None,
     seed: Seed = 0,
     trials: Annotated[int, typer.Option(min=1, help="Most candidates that the search trains.")] = 12,
+    epochs: Annotated[
+        int | None, typer.Option(min=2, help="Most of one candidate's training; by default what its size allows.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run from OUT.run/.")] = False,
     latency_table: Annotated[
@@ -65,6 +68,7 @@ def compress(
             limits,
             steps,
             trials=trials,
+            epochs=epochs,
             seed=seed,
             device=device,
             out=out,
