@@ -16,16 +16,18 @@ from featherweight.data import Data, example_inputs
 from featherweight.errors import ArtifactError
 from featherweight.latency import DEFAULT, latencies, prepared
 from featherweight.runtimes import find_runtime
-from featherweight.runtimes.protocol import faster_half
+from featherweight.runtimes.protocol import fastest_quarter
 
 _TOGETHER = 16  # operators that are timed between two looks at the original
-_LOOK = 10  # calls of the original in one of them
+_LOOK = 20  # calls of the original in one of them
 
 
 class LatencyTable:
     """Seconds by graph, measured once and then read: what is decided by a clock is decided the same way again.
 
     A candidate is timed in turn with the original, and stored as its ratio times the original's first time; so is an operator.
+    Ratios are those of the faster calls: where another process shares the core, a long call is interrupted more often than a
+    short one, and a ratio of medians would make whatever is shorter look faster than it is.
     """
 
     def __init__(self, path: Path | None, runtime: str = DEFAULT) -> None:
@@ -59,7 +61,7 @@ class LatencyTable:
         if key not in self.seconds:
             base = self.original(original, data)
             timed = latencies({"original": original, "candidate": model}, data, seconds=0.5, runtime=self.runtime)
-            self._put({key: timed["candidate"].median / timed["original"].median * base})
+            self._put({key: timed["candidate"].low / timed["original"].low * base})
         return self.seconds[key]
 
     def operators(
@@ -83,7 +85,7 @@ class LatencyTable:
                 part = missing[start : start + _TOGETHER]
                 now = _look(call)
                 timed = {key: sum(sorted(runtime.operators(*graphs[name]).values())[-longest:]) for key, name in part}
-                scale = base / faster_half(now + _look(call))
+                scale = base / fastest_quarter(now + _look(call))
                 self._put({key: seconds * scale for key, seconds in timed.items()})
         return {name: self.seconds[key] for name, key in keys.items()}
 

@@ -114,6 +114,15 @@ def test_widths_are_told_apart_and_values_are_not(linear):
     assert form(exported(nn.Linear(3, 4))) != form(whole)
 
 
+def test_interrupted_calls_do_not_count(linear, monkeypatch):
+    """Half the calls of the original wait for another process: the candidate is half as slow all the same."""
+    _, whole, data = linear
+    timed = {"original": Latency(10.0, 2.0, 12.0, 20), "candidate": Latency(1.0, 1.0, 1.5, 20)}
+    monkeypatch.setattr("featherweight.latency_table.latencies", lambda *given, **named: timed)
+    table = LatencyTable(None)
+    assert table.candidate(whole, whole, data) / table.original(whole, data) == 0.5
+
+
 def test_a_table_holds_several_runtimes(linear, tmp_path):
     _, whole, data = linear
     path = tmp_path / "latency.json"

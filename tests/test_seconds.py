@@ -13,6 +13,7 @@ from featherweight.data import Data
 from featherweight.errors import ExportError
 from featherweight.latency_table import LatencyTable
 from featherweight.portable import assemble, export_graph
+from featherweight.preflight import find_clocked
 from featherweight.running import run
 from featherweight.runtimes import find_runtime, installed
 from featherweight.runtimes.onnxruntime import Session, audit
@@ -70,6 +71,13 @@ def test_a_runtime_without_a_clock_says_so():
     model, example = images()
     with pytest.raises(ExportError, match="Eager does not time"):
         find_runtime("torch").operators(exported(model, Data(example=example)), example)
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime_dynamic"])
+def test_a_budget_is_kept_where_operators_are_timed(name):
+    with pytest.raises(ExportError, match=f"'{name}' does not time single operators.*use onnxruntime, openvino"):
+        find_clocked(name)
+    assert find_clocked("onnxruntime") == "onnxruntime"
 
 
 @pytest.mark.parametrize("integers", [False, True])

@@ -55,7 +55,7 @@ def with_seconds(
 
 
 def _filled(tables: Tables, model: nn.Module, seconds: Mapping[Place, float], dense: float, layers: float) -> Tables:
-    """Tables with these seconds, in proportion to what the layers take in the whole model, where weights come from memory.
+    """Tables with these seconds, in proportion to what the layers take in the whole model.
 
     Rows that have none take theirs by multiply-adds, and all together never more than the whole model.
     """

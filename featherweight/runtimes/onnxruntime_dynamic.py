@@ -14,6 +14,7 @@ class OnnxRuntimeDynamic(OnnxRuntime):
     """ONNX Runtime on the CPU, with its own operator for LSTMs of integer weights: other runtimes do not read the file."""
 
     about: ClassVar[str] = "LSTMs of integer weights as integers, their inputs rounded as they come"
+    clocked: ClassVar[bool] = False  # it does not take the original, which a latency is relative to
 
     def export(self, subject: Subject, folder: Path) -> Path:
         """Write `model.onnx` with the operator `DynamicQuantizeLSTM`.

@@ -16,7 +16,7 @@ from featherweight.runtimes.protocol import (
     Runtime,
     Subject,
     by_name,
-    faster_half,
+    fastest_quarter,
     first_line,
     quiet,
 )
@@ -101,7 +101,7 @@ class Compiled(Program):
             request.infer(feeds, share_inputs=True)
             for noted in request.get_profiling_info():
                 times.setdefault(noted.node_name, []).append(noted.real_time.total_seconds())
-        return {name: faster_half(found) for name, found in times.items()}
+        return {name: fastest_quarter(found) for name, found in times.items()}
 
     def _requested(self, inputs: Any) -> tuple[Any, dict[int, Any]]:
         """A request that has answered these inputs once, and the inputs as it takes them."""
