@@ -54,6 +54,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/evaluation_report.py
 	$(BIN)/python benchmarks/evaluation_tables.py
 	$(BIN)/python benchmarks/evaluation_robustness.py
+	$(BIN)/python benchmarks/budget_latency.py
+	$(BIN)/python benchmarks/budget_resnet20.py
 	$(BIN)/python benchmarks/budget_kill.py
 	$(BIN)/python benchmarks/budget_ray.py
 	$(BIN)/python benchmarks/budget_amc.py resnet20 0 1 2

@@ -7,7 +7,7 @@ import math
 import time
 
 from featherweight import measurement as measuring
-from featherweight.allocation import Tables, tables_of
+from featherweight.allocation import EIGHTHS, tables_of, with_seconds
 from featherweight.allocation.truth import Reference
 from featherweight.errors import RecipeError
 from featherweight.job import MARGIN, Job, Result, file_floor
@@ -16,9 +16,10 @@ from featherweight.running import run
 from featherweight.scoring import evaluate
 from featherweight.search import MIXES, UNIFORM, Strength, Trial, mixed, search
 from featherweight.technique import Context, Recipe
-from featherweight.techniques import FoldBatchNorm
+from featherweight.techniques import FoldBatchNorm, QuantizeStatic
 
 _COMPARED = 2048  # validation samples on which mixes are compared
+_CORRECTIONS = 6  # of the seconds of one mix
 
 
 class Candidates:
@@ -47,9 +48,16 @@ class Candidates:
             self.costs["memory"] = float(measuring.peak_bytes(self.whole, job.data))
         context = Context(data=job.data, device=job.request.device, seed=job.request.seed, report=job.progress)
         folded, edits = run(FoldBatchNorm(), job.model, context)
-        self.tables: Tables = tables_of(folded, context)
         self.floor = float(file_floor(folded.cpu(), edits, job.graph_of(folded, edits)))
         self.best: str | None = None
+        self.priced: dict[Recipe, dict[str, float]] = {}
+        self.took: dict[Recipe, float] = {}  # seconds, by untrained recipe
+        if "latency" in self.costs:
+            plain = job.execute(Recipe((FoldBatchNorm(), QuantizeStatic())), by_user=False, measure=False)
+            whole, tables = assemble(plain.graph, plain.model.state_dict()), tables_of(folded, context, shares=EIGHTHS)
+            self.tables = with_seconds(tables, folded, context, whole, self.whole, job.table)
+        else:
+            self.tables = tables_of(folded, context)
 
     def search(self) -> list[Trial]:
         """Return the trials, the best last."""
@@ -64,15 +72,38 @@ class Candidates:
         job = self.job
         job.progress(f"estimating {strength.factor:g}x, {strength.share:.0%} of the {strength.metric}", 0.0)
         recipe = self.recipe(strength, next(iter(MIXES)), trains=False)
+        if recipe in self.priced:
+            return self.priced[recipe]
         result = job.execute(recipe, by_user=False, measure=False)
         facts = measuring.structure(result.model, job.data)
         costs = {"size": float(job.size(result)), "params": float(facts.params), "macs": float(facts.macs or 0)}
-        whole = assemble(result.graph, result.model.state_dict())
         if "latency" in self.costs:
-            costs["latency"] = job.table.candidate(result.graph.skeleton, whole, self.whole, job.data)
+            costs["latency"] = self.took[recipe] = self.seconds(result)
         if "memory" in self.costs:
+            whole = assemble(result.graph, result.model.state_dict())
             costs["memory"] = float(measuring.peak_bytes(whole, job.data))
+        self.priced[recipe] = costs
         return costs
+
+    def seconds(self, result: Result) -> float:
+        """Return what the latency table says of a candidate."""
+        whole = assemble(result.graph, result.model.state_dict())
+        return self.job.table.candidate(whole, self.whole, self.job.data)
+
+    def in_time(self, strength: Strength, mix: str) -> Strength:
+        """Return the strength at which a mix keeps the latency limit, by the untrained candidate; the fastest tried when none does."""
+        limit = self.budget.limit("latency")
+        if limit is None:
+            return strength
+        for _ in range(_CORRECTIONS):
+            recipe = self.recipe(strength, mix, trains=False)
+            if recipe not in self.took:
+                self.took[recipe] = self.seconds(self.job.execute(recipe, by_user=False, measure=False))
+            faster = strength.faster(self.took[recipe], limit.allowed(self.costs["latency"]))
+            if faster == strength:
+                break
+            strength = faster
+        return strength
 
     def full(self, strength: Strength) -> Trial:
         """Train and score the candidate, with the mix that heals best."""
@@ -80,13 +111,16 @@ class Candidates:
         mix, over = self.mix(strength)
         if over > 1:
             strength = dataclasses.replace(strength, factor=round(strength.factor * over, 2))
+        strength = self.in_time(strength, mix)
         recipe = self.recipe(strength, mix)
         result = job.execute(recipe, by_user=False, measure=False)
         size = job.size(result)
         score = evaluate(result.model, job.data, "validate", job.request.device)
         drop, error = job.score.drop(score), job.score.drop_error(score)
-        limits = {name: self.budget.limit(name) for name in ("size", "drop")}
+        limits = {name: self.budget.limit(name) for name in ("size", "drop", "latency")}
         fits = limits["size"] is None or size <= limits["size"].allowed(job.before.size_bytes)
+        if limits["latency"] is not None:
+            fits = fits and self.seconds(result) <= limits["latency"].allowed(self.costs["latency"])
         margin = MARGIN * error if math.isfinite(error) else 0.0  # a score that is one number has no error to go by
         good = limits["drop"] is None or drop + margin <= limits["drop"].allowed(job.score.value) + 1e-12
         trial = Trial(strength, recipe, size, score, drop, error, fits, good, time.perf_counter() - begin)
@@ -105,12 +139,12 @@ class Candidates:
                 recipe = self.recipe(strength.shorter(), name)
                 if recipe not in recipes.values():
                     recipes[name] = recipe
-            told = {name: self._short(name, recipe) for name, recipe in recipes.items()}
+            told = {name: self._short(strength, name, recipe) for name, recipe in recipes.items()}
             self.best = min(told, key=lambda name: told[name][0])
             return self.best, told[self.best][1]
         return self.best, 1.0
 
-    def _short(self, name: str, recipe: Recipe) -> tuple[float, float]:
+    def _short(self, strength: Strength, name: str, recipe: Recipe) -> tuple[float, float]:
         """The divergence of a candidate, and its size over the limit."""
         job = self.job
         result: Result = job.execute(recipe, by_user=False, measure=False)
@@ -118,5 +152,7 @@ class Candidates:
         reference = Reference(job.model, Context(data=data), _COMPARED)
         found = reference.divergence(result.model)
         size, limit = job.size(result), self.budget.limit("size")
+        if "latency" in self.costs:
+            self.took[self.recipe(strength, name, trains=False)] = self.seconds(result)
         job.progress(f"mix {name}: {found:.4f} nats from the original, {size:,} bytes, after a short training", 1.0)
         return found, 1.0 if limit is None else 1.005 * size / limit.allowed(job.before.size_bytes)

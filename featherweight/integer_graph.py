@@ -16,7 +16,7 @@ import onnx_ir.passes.common as passes
 
 _JOINS = frozenset({"Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"})
 """Operators that runtimes compute with integers if all they read is decoded."""
-_LAYERS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN"})
+_LAYERS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"})
 """Operators of layers; their second input is the weight."""
 _COARSE = 256  # parts of the largest bias that rounding may move another by one of
 _DECODE, _ENCODE = "DequantizeLinear", "QuantizeLinear"

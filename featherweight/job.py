@@ -17,12 +17,14 @@ from torch import nn
 
 from featherweight import measurement as measuring
 from featherweight.agreement import Agreement
+from featherweight.allocation import Healing
 from featherweight.artifact import compact, package
 from featherweight.costs import parameters
 from featherweight.data import Data, batches, complete, samples
 from featherweight.edits import Edit, Write, to_json
 from featherweight.errors import BudgetError, FeatherweightError, RecipeError
-from featherweight.latency import LatencyTable, latencies
+from featherweight.latency import latencies
+from featherweight.latency_table import LatencyTable
 from featherweight.measurement import Measurement
 from featherweight.portable import Graph, assemble, export_graph
 from featherweight.preflight import Request, check, open_workspace
@@ -86,7 +88,7 @@ class Job:
         workspace = Path(temporary.name) if temporary is not None else request.workspace
         open_workspace(workspace, request)
         try:
-            table = LatencyTable(request.latency_table or workspace / "latency.json")
+            table = LatencyTable(request.latency_table or workspace / "latency.json", request.runtime)
             progress("measuring the original", 0.0)
             before = measuring.structure(model, complete_data)
             job = cls(
@@ -102,7 +104,7 @@ class Job:
                 before=before,
                 score=evaluate(model, complete_data, "validate"),
                 original=export_graph(model, complete_data),
-                epochs=training_epochs(complete_data, before.macs or 0),
+                epochs=training_epochs(complete_data, before.macs or 0, request.epochs),
                 graphs={},
             )
             job.refuse_impossible()
@@ -191,7 +193,7 @@ class Job:
             "original": assemble(self.original, self.model.state_dict()),
             "now": assemble(graph, model.state_dict()),
         }
-        timed = latencies(models, self.data, seconds=0.2)
+        timed = latencies(models, self.data, 0.2, self.request.runtime)
         speed = timed["original"].median / timed["now"].median
         return {
             "step": step,
@@ -245,10 +247,18 @@ def file_floor(model: nn.Module, edits: list[Edit], graph: Graph) -> int:
     return len(package(empty, edits, {}, graph).to_bytes())
 
 
-def training_epochs(data: Data, macs: int) -> int:
-    """Epochs of gradual pruning in a trial: enough steps to settle, within what the network's size allows."""
+def training_epochs(data: Data, macs: int, most: int | None = None) -> int:
+    """Epochs of gradual pruning in a trial: enough steps to settle, within what the network's size allows.
+
+    Args:
+        data: with the training loader.
+        macs: multiply-adds of a sample.
+        most: of a trial in all, with the half more that follow quantization; at least 2.
+    """
     if data.train is None:
         return 0
+    if most is not None:
+        return max(epochs for epochs in range(1, most) if Healing.of(epochs).total <= most)
     loader: Any = data.train
     steps = len(loader) if hasattr(loader, "__len__") else 100
     inputs, _ = next(batches(data.train, "train"))

@@ -1,13 +1,11 @@
-"""Milliseconds: several models timed in turn on one thread, and a table that makes choices by time repeatable."""
+"""Milliseconds: several models timed in turn on one thread."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
-import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from featherweight.data import Data, example_inputs, forward
-from featherweight.errors import ArtifactError
-from featherweight.runtimes.onnxruntime import Session
+from featherweight.data import Data, Inputs, example_inputs, forward
+from featherweight.runtimes import Subject, find_runtime
 
+DEFAULT = "onnxruntime"
 _SPIN = 0.05  # seconds of warm-up for each candidate
 
 
@@ -110,19 +108,22 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def latencies(candidates: Mapping[str, nn.Module | bytes], data: Data, seconds: float = 1.0) -> dict[str, Latency]:
+def latencies(
+    candidates: Mapping[str, nn.Module | bytes], data: Data, seconds: float = 1.0, runtime: str = DEFAULT
+) -> dict[str, Latency]:
     """Time models on one sample and one thread, interleaved.
 
     Args:
-        candidates: by name: PyTorch modules (eager), or serialized ONNX models (ONNX Runtime).
+        candidates: by name: PyTorch modules (eager), or serialized ONNX models.
         data: gives the example.
         seconds: to spend on each.
+        runtime: name of the one that runs the serialized models.
     """
     inputs = example_inputs(data, batch=1)
     calls: dict[str, Callable[[], object]] = {}
     for name, candidate in candidates.items():
         if isinstance(candidate, bytes):
-            calls[name] = Session(candidate).prepared(inputs)
+            calls[name] = prepared(candidate, inputs, runtime)
         else:
             plain = copy.deepcopy(candidate).cpu().eval()
             calls[name] = lambda plain=plain: forward(plain, inputs)  # type: ignore[misc]
@@ -130,49 +131,14 @@ def latencies(candidates: Mapping[str, nn.Module | bytes], data: Data, seconds: 
         return interleaved(calls, seconds)
 
 
-class LatencyTable:
-    """Seconds by graph, measured once and then read: what is decided by a clock is decided the same way again.
+def prepared(model: bytes, inputs: Inputs, runtime: str) -> Callable[[], object]:
+    """Return a call of a serialized ONNX model on a runtime, on one thread.
 
-    A candidate is timed in turn with the original, and stored as its ratio times the original's first time.
+    Args:
+        model: weights included.
+        inputs: of the call.
+        runtime: its name.
     """
-
-    def __init__(self, path: Path | None) -> None:
-        """Read the table, or start an empty one.
-
-        Raises:
-            ArtifactError: the file exists and is no latency table.
-        """
-        self.path = path
-        self.seconds: dict[str, float] = {}
-        if path is not None and path.exists():
-            try:
-                self.seconds = {str(key): float(value) for key, value in json.loads(path.read_text()).items()}
-            except (OSError, ValueError, TypeError, AttributeError) as error:
-                raise ArtifactError(f"{path} is no latency table (a JSON object of seconds): {error}") from error
-
-    def original(self, model: bytes, data: Data) -> float:
-        """Return the original's seconds on ONNX Runtime."""
-        if "original" not in self.seconds:
-            self._put("original", latencies({"original": model}, data)["original"].median)
-        return self.seconds["original"]
-
-    def candidate(self, skeleton: bytes, model: bytes, original: bytes, data: Data) -> float:
-        """Return a candidate's seconds, by its graph without weights."""
-        key = hashlib.sha256(skeleton).hexdigest()[:32]
-        if key not in self.seconds:
-            base = self.original(original, data)
-            timed = latencies({"original": original, "candidate": model}, data, seconds=0.5)
-            self._put(key, timed["candidate"].median / timed["original"].median * base)
-        return self.seconds[key]
-
-    def digest(self) -> str:
-        """Return the hash of the whole table, for the manifest."""
-        return hashlib.sha256(json.dumps(self.seconds, sort_keys=True).encode()).hexdigest()[:16]
-
-    def _put(self, key: str, seconds: float) -> None:
-        self.seconds[key] = seconds
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_name(self.path.name + ".part")
-            part.write_text(json.dumps(self.seconds, indent=1, sort_keys=True))
-            os.replace(part, self.path)
+    found = find_runtime(runtime)
+    with tempfile.TemporaryDirectory() as folder:
+        return found.load(found.export(Subject(model, inputs), Path(folder))).prepared(inputs)

@@ -13,7 +13,8 @@ from featherweight.candidates import Candidates
 from featherweight.data import Data
 from featherweight.errors import BudgetError
 from featherweight.job import Job, Progress
-from featherweight.preflight import Request, find_device, writable
+from featherweight.latency import DEFAULT
+from featherweight.preflight import Request, find_clocked, find_device, writable
 from featherweight.proof import prove
 from featherweight.technique import Recipe, Technique
 
@@ -26,11 +27,13 @@ def compress(
     *,
     teacher: nn.Module | None = None,
     trials: int = 20,
+    epochs: int | None = None,
     seed: int = 0,
     device: str = "cpu",
     out: str | Path | None = None,
     resume: bool = False,
     latency_table: str | Path | None = None,
+    runtime: str = DEFAULT,
     strict: bool = False,
     name: str = "model",
     command: str = "",
@@ -46,11 +49,14 @@ def compress(
             tries on validation data.
         teacher: whose outputs healing follows; the model itself when missing.
         trials: most candidates that a search trains.
+        epochs: most of one candidate's training, all its steps together, at least 2; when missing, what the network's size
+            allows. A candidate that loses too much is trained twice as long once. A recipe has its own.
         seed: of every random draw; one seed gives one file, byte for byte.
         device: `"cpu"`, `"cuda"` or `"mps"`, for training.
         out: where the file goes; when missing it is not kept on disk. Checkpoints live beside it in `OUT.run/`.
         resume: continue from `OUT.run/` after a kill.
         latency_table: JSON file of measured seconds to read and extend, so that choices by time can be repeated.
+        runtime: whose latency the budget means: `"onnxruntime"`, `"openvino"` or `"openvino_bf16"`.
         strict: raise `BudgetError` with the closest artifact when the budget is missed.
         name: what the model is called in the report.
         command: how to reproduce this, for the report.
@@ -61,18 +67,21 @@ def compress(
 
     Raises:
         BudgetError: the budget cannot be read or is impossible, or with `strict` was missed.
-        DataError, RecipeError, ModelError, ExportError, ArtifactError: see there; the message says what would work.
+        RecipeError: `epochs` is less than 2, besides what is wrong with a recipe.
+        DataError, ModelError, ExportError, ArtifactError: see there; the message says what would work.
     """
     begin = time.perf_counter()
     request = Request(
         budget=Budget.parse(budget) if isinstance(budget, str) else budget,
         recipe=recipe,
         trials=trials,
+        epochs=epochs,
         seed=seed,
         device=find_device(device),
         out=writable(out),
         resume=resume,
         latency_table=Path(latency_table) if latency_table is not None else None,
+        runtime=find_clocked(runtime),
     )
     job = Job.start(model, data, teacher, request, progress)
     made = [] if recipe is not None else Candidates(job).search()

@@ -73,7 +73,7 @@ def _planned(candidates: Candidates, trials: int) -> dict[str, Any]:
         met = None if found is None else found <= allowed  # what training alone can tell
         rows.append({"limit": str(limit), "allowed": allowed, "untrained": found, "met": met})
     epoch = _epoch_seconds(job)
-    trial = epoch * (strength.healing.epochs + strength.healing.last)
+    trial = epoch * strength.healing.total
     mixes = min(trials, len(MIXES) + 1)
     most = 1 if budget.limit("drop") is None else trials
     return {

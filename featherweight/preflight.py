@@ -15,8 +15,10 @@ from torch import nn
 from featherweight.budget import Budget
 from featherweight.data import Data, batches, example_inputs, forward, select_output
 from featherweight.edits import private_copy
-from featherweight.errors import ArtifactError, DataError, FeatherweightError, ModelError, RecipeError
+from featherweight.errors import ArtifactError, DataError, ExportError, FeatherweightError, ModelError, RecipeError
+from featherweight.latency import DEFAULT
 from featherweight.modes import evaluating
+from featherweight.runtimes import RUNTIMES, find_runtime
 from featherweight.scoring import loss_function, score_function
 from featherweight.technique import Technique
 
@@ -34,6 +36,11 @@ class Request:
         out: where the file goes, or None.
         resume: whether to continue a killed run.
         latency_table: file of measured seconds, or None for one of this run's own.
+        runtime: whose latency the budget means.
+        epochs: most of a candidate's training, or None for what the network's size allows.
+
+    Raises:
+        RecipeError: `epochs` is less than 2: one heals what was cut, and one what was rounded.
     """
 
     budget: Budget
@@ -44,6 +51,12 @@ class Request:
     out: Path | None
     resume: bool
     latency_table: Path | None
+    runtime: str = DEFAULT
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.epochs < 2:
+            raise RecipeError(f"epochs={self.epochs} must be at least 2: one heals what was cut, one what was rounded")
 
     @property
     def workspace(self) -> Path:
@@ -55,7 +68,8 @@ class Request:
     def to_json(self) -> dict[str, Any]:
         """Return what a resumed run must have asked for too."""
         facts = {"budget": str(self.budget), "recipe": str(self.recipe), "trials": self.trials}
-        return {**facts, "seed": self.seed, "device": str(self.device)}
+        facts["epochs"] = self.epochs
+        return {**facts, "seed": self.seed, "device": str(self.device), "runtime": self.runtime}
 
 
 def check(model: nn.Module, data: Data) -> None:
@@ -111,6 +125,22 @@ def find_device(name: str) -> torch.device:
             f"device {name!r} is not there: {str(error).splitlines()[0]}; use cpu, or another that torch finds"
         ) from error
     return device
+
+
+def find_clocked(name: str) -> str:
+    """Return the name of a runtime that a latency budget can be kept on.
+
+    Raises:
+        ExportError: there is no such runtime, its package is missing, or it does not time single operators.
+    """
+    runtime = find_runtime(name)
+    if not runtime.clocked:
+        able = ", ".join(other for other, one in RUNTIMES.items() if one.clocked)
+        raise ExportError(
+            f"runtime {name!r} does not time single operators, so no budget can be kept there; use {able}"
+        )
+    runtime.need()
+    return name
 
 
 def writable(out: str | Path | None, example: str = "model.fw") -> Path | None:

@@ -19,7 +19,7 @@ from featherweight.edits import module_at
 from featherweight.errors import ArtifactError
 from featherweight.integer_graph import layers
 from featherweight.job import Job, Result
-from featherweight.latency import latencies
+from featherweight.latency import DEFAULT, latencies
 from featherweight.layers import QuantizedLayer
 from featherweight.measurement import Measurement
 from featherweight.portable import assemble
@@ -95,18 +95,24 @@ def _timed(
     job: Job, model: nn.Module, before: Measurement, after: Measurement, whole: bytes
 ) -> tuple[Measurement, Measurement]:
     """Add latency and memory, the original's and the result's taken side by side on each runtime."""
-    original = assemble(job.original, job.model.state_dict())
-    timed = latencies({"torch": job.model, "torch now": model, "original": original, "artifact": whole}, job.data)
+    original, asked = assemble(job.original, job.model.state_dict()), job.request.runtime
+    exported = {"original": original, "artifact": whole}
+    timed = latencies({"torch": job.model, "torch now": model, **exported}, job.data)
+    told = (
+        {DEFAULT: timed} if asked == DEFAULT else {DEFAULT: timed, asked: latencies(exported, job.data, runtime=asked)}
+    )
     return (
         replace(
             before,
-            latency={"onnxruntime": timed["original"], "pytorch": timed["torch"]},
+            latency={**{name: found["original"] for name, found in told.items()}, "pytorch": timed["torch"]},
             peak_bytes=measuring.peak_bytes(original, job.data),
+            runtime=asked,
         ),
         replace(
             after,
-            latency={"onnxruntime": timed["artifact"], "pytorch": timed["torch now"]},
+            latency={**{name: found["artifact"] for name, found in told.items()}, "pytorch": timed["torch now"]},
             peak_bytes=measuring.peak_bytes(whole, job.data),
+            runtime=asked,
         ),
     )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from featherweight.data import Inputs, describe, example_inputs, forward, tensors
@@ -56,12 +57,12 @@ def run(technique: Technique, model: nn.Module, context: Context) -> Outcome:
         context.leave(name, "computed from other tensors at each forward; baked into a plain weight first")
     inputs = example_inputs(context.data, context.device)
     expected = _shape_of(_try_forward(copied, inputs, "before any change"))
-    done: list[Edit] = []
+    calls, done = _Calls(copied, inputs), list[Edit]()
     generator = technique.edits(copied, context)
     try:
         edit = next(generator)
         while True:
-            kept = _checked_apply(copied, edit, inputs, expected, context)
+            kept = _checked_apply(copied, edit, inputs, expected, calls, context)
             if kept is not None:
                 done.append(kept)
             edit = generator.send(kept is not None)
@@ -73,7 +74,9 @@ def run(technique: Technique, model: nn.Module, context: Context) -> Outcome:
     return Outcome(copied, done)
 
 
-def _checked_apply(model: nn.Module, edit: Edit, inputs: Inputs, expected: str, context: Context) -> Edit | None:
+def _checked_apply(
+    model: nn.Module, edit: Edit, inputs: Inputs, expected: str, calls: _Calls, context: Context
+) -> Edit | None:
     """Apply an edit, or a variant of it, and return what stayed; None after undoing it."""
     reference = _reference(model, edit, inputs) if isinstance(edit, Keep) else None
     reason = ""
@@ -83,7 +86,7 @@ def _checked_apply(model: nn.Module, edit: Edit, inputs: Inputs, expected: str, 
         except ModelError as error:
             reason = reason or str(error)
             break
-        wrong = _what_is_wrong(model, variant, inputs, expected, reference)
+        wrong = _what_is_wrong(model, variant, inputs, expected, calls, reference)
         if not wrong:
             context.sparse.update(getattr(variant, "sparse", ()))
             return variant
@@ -98,13 +101,15 @@ def _refuse(context: Context, edit: Edit, reason: str) -> None:
     context.leave(path, f"undone: {reason}")
 
 
-def _what_is_wrong(model: nn.Module, edit: Edit, inputs: Inputs, expected: str, reference: list[Tensor] | None) -> str:
+def _what_is_wrong(
+    model: nn.Module, edit: Edit, inputs: Inputs, expected: str, calls: _Calls, reference: list[Tensor] | None
+) -> str:
     """Return why the model cannot stay like this, or an empty string."""
     try:
         output = _try_forward(model, inputs, "after the change")
     except ModelError as error:
         return str(error)
-    if isinstance(edit, Swap) and not _is_called(model, edit.path, inputs):
+    if isinstance(edit, Swap) and not calls.reach(edit.path):
         return f"its parent reads the weight of {edit.path} and never calls it, so a replacement would be bypassed"
     if _shape_of(output) != expected:
         return f"the output became {_shape_of(output)} where it was {expected}"
@@ -116,15 +121,39 @@ def _what_is_wrong(model: nn.Module, edit: Edit, inputs: Inputs, expected: str, 
     return ""
 
 
-def _is_called(model: nn.Module, path: str, inputs: Inputs) -> bool:
-    """Whether the module's forward runs; a forward of its own, since a hook switches off PyTorch's fused encoder layer."""
-    called: list[str] = []
-    hook = module_at(model, path).register_forward_hook(lambda *_: called.append(path))
-    try:
-        _try_forward(model, inputs, "with a hook")
-    finally:
-        hook.remove()
-    return bool(called)
+class _Calls:
+    """Which modules the forward calls: found in one pass with hooks, and again only where a Swap has put new modules.
+
+    A pass of its own, since a hook switches off PyTorch's fused encoder layer.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self.model, self.inputs = model, inputs
+        self.known: set[str] | None = None
+
+    def reach(self, path: str) -> bool:
+        """Whether the forward calls the module at a path, after a Swap there."""
+        if self.known is None:
+            self.known = self._watched(dict(self.model.named_modules(remove_duplicate=False)))
+        inside = f"{path}." if path else ""
+        self.known -= {known for known in self.known if known.startswith(inside) and known != path}
+        if path not in self.known:
+            self.known |= self._watched({path: module_at(self.model, path)})
+        return path in self.known
+
+    def _watched(self, modules: Mapping[str, nn.Module]) -> set[str]:
+        called: set[str] = set()
+        hooks = [
+            module.register_forward_pre_hook(lambda *_, path=path: called.add(path))
+            for path, module in modules.items()
+            if not isinstance(module, torch.jit.ScriptModule)
+        ]
+        try:
+            _try_forward(self.model, self.inputs, "with hooks")
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return called
 
 
 def _reference(model: nn.Module, edit: Keep, inputs: Inputs) -> list[Tensor] | None:

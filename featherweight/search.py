@@ -1,8 +1,9 @@
 """What a budget asks of the integer program, and which mix of families heals best; validation data only.
 
 A strength says how small: the share of multiply-adds or parameters left is the largest whose untrained model meets the
-limits that need no score (MACs, parameters, milliseconds, memory), and the size factor starts where the untrained file meets
-the size limit. Each trial then trains in full, and while the validation score holds, the file is made smaller, else larger.
+limits on MACs, parameters and memory. The seconds that the program may spend by the tables, and the size factor, start at
+the limits and are corrected by what the untrained model and its file measure, until both keep them. Each trial then trains in
+full, and while the validation score holds, the file is made smaller, else larger.
 
 A mix says how the damages of the families compare once healed, which tables cannot know: lost channels heal best, then ranks,
 then zeros, and the rounding to few bits least. Short trainings decide between a few mixes.
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from featherweight.allocation import Healing, Tables, recipe_of, solve
+from featherweight.allocation import Allocation, Healing, Tables, recipe_of, solve
 from featherweight.budget import Budget
 from featherweight.errors import BudgetError
 from featherweight.scoring import Score
@@ -33,9 +34,13 @@ UNIFORM = "uniform"
 _SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.16, 0.1, 0.06, 0.03)
 _SURVIVOR_BITS = 2.8  # entropy of a non-zero code of 4 bits, about
 _GROW = 2.0
+_TIE = 1.002
 _CLOSE = 1.08  # stop when the factors that hold and fail are this near
 _TIGHTEN = 1.03
 _MILDEST = 4.0
+_CORRECTIONS = 24
+_AIM = 0.95  # of the seconds allowed, that the tables may add up to: additions are a few percent off
+_CLOCK = 0.98  # of the seconds allowed, that a candidate may measure: the verdict measures anew
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Strength:
         epochs: after cuts, while weights are pruned; a half more follow quantization.
         static: whether activations are quantized too, for speed.
         metric: `macs` or `params`, which of them `share` is of.
+        seconds: most that the program may spend by the tables.
     """
 
     share: float
@@ -55,15 +61,26 @@ class Strength:
     epochs: int
     static: bool
     metric: str = "macs"
+    seconds: float = math.inf
 
     @property
     def healing(self) -> Healing:
         """How long a mix is trained."""
-        return Healing(self.epochs, max(1, self.epochs // 2))
+        return Healing.of(self.epochs)
 
     def shorter(self) -> Strength:
         """Return a strength with a quarter of the training."""
         return replace(self, epochs=max(1, self.epochs // 4))
+
+    def faster(self, measured: float, allowed: float) -> Strength:
+        """Return the strength as it is where a candidate's seconds keep the limit, else with fewer of the tables' by as much.
+
+        Args:
+            measured: seconds of the untrained candidate.
+            allowed: by the budget.
+        """
+        over = measured / (_CLOCK * allowed)
+        return self if over <= 1 else replace(self, seconds=self.seconds * _AIM / over)
 
 
 def mixed(
@@ -87,18 +104,22 @@ def mixed(
     if strength.static:
         offered = _integers(offered)
     limits = {strength.metric: strength.share * original[strength.metric]} if strength.share < 1 else {}
+    if math.isfinite(strength.seconds):
+        limits["seconds"] = strength.seconds
+    size = {} if strength.static and strength.factor <= _MILDEST else {"size": wanted}  # integers are that small
     try:
-        allocation = solve(offered, {**limits, "size": wanted})
+        allocation = solve(offered, {**limits, **size})
     except BudgetError:  # the closest: what a search makes of it is its own
-        allocation = _closest(offered, limits, strength.metric)
+        allocation = _closest(offered, limits, "seconds" if "seconds" in limits else strength.metric)
     return recipe_of(tables, allocation, healing, strength.static)
 
 
-def _closest(tables: Tables, limits: dict[str, float], metric: str) -> Any:
+def _closest(tables: Tables, limits: dict[str, float], metric: str) -> Allocation:
     try:
         return solve(tables, limits, "size")
     except BudgetError:
-        return solve(tables, {}, metric)
+        least = solve(tables, {}, metric).costs[metric]
+        return solve(tables, {metric: least * _TIE})  # many choices take as long: the least damage of them
 
 
 def _integers(tables: Tables) -> Tables:
@@ -149,7 +170,7 @@ class Trial:
         size_bytes: of its file.
         score: on validation data.
         drop: against the original, and one standard error of it.
-        fits: whether the size limit is met.
+        fits: whether the limits on size and latency are met.
         good: whether the drop limit is met, with the margin for its uncertainty.
         seconds: it took.
     """
@@ -166,7 +187,7 @@ class Trial:
 
     @property
     def holds(self) -> bool:
-        """Whether both limits are met."""
+        """Whether these limits are met."""
         return self.fits and self.good
 
     def to_dict(self) -> dict[str, Any]:
@@ -222,14 +243,17 @@ def first_strength(budget: Budget, original: dict[str, float], cheap: Cheap, epo
         epochs: of a trial.
     """
     start = _largest_share(budget, original, cheap, epochs)
-    size, drop = budget.limit("size"), budget.limit("drop")
+    size, drop, latency = (budget.limit(name) for name in ("size", "drop", "latency"))
+    allowed: dict[str, float] = {}
+    if latency is not None:
+        allowed["latency"] = latency.allowed(original["latency"])
+        start = replace(start, seconds=_AIM * allowed["latency"])
     if size is not None:
-        allowed = size.allowed(original["size"])
-        factor = round(max(_MILDEST, original["size"] / allowed), 2)
-        start = _smallest_factor(replace(start, factor=factor), allowed, cheap)
+        allowed["size"] = size.allowed(original["size"])
+        start = replace(start, factor=round(max(_MILDEST, original["size"] / allowed["size"]), 2))
     elif drop is not None and not start.static:
         start = replace(start, factor=8.0)
-    return start
+    return _corrected(start, allowed, cheap) if allowed else start
 
 
 def _merit(trial: Trial, smaller: bool) -> tuple[float, ...]:
@@ -254,6 +278,8 @@ def _strengths(start: Strength, made: list[Trial], limits_drop: bool, allowed: f
         last = made[-1]
         factor = last.strength.factor
         if not last.fits:
+            if last.size_bytes <= allowed:  # it is too slow, as fast as can be
+                return
             factor *= max(_TIGHTEN, _TIGHTEN * last.size_bytes / allowed)
             if factor >= failed:
                 return
@@ -279,7 +305,7 @@ def _strengths(start: Strength, made: list[Trial], limits_drop: bool, allowed: f
 
 def _largest_share(budget: Budget, original: dict[str, float], cheap: Cheap, epochs: int) -> Strength:
     """The mildest strength whose untrained model meets what needs no score."""
-    limits = [limit for name in ("params", "macs", "latency", "memory") if (limit := budget.limit(name)) is not None]
+    limits = [limit for name in ("params", "macs", "memory") if (limit := budget.limit(name)) is not None]
     metric = "params" if [limit.metric for limit in limits] == ["params"] else "macs"
     start = Strength(1.0, _MILDEST, epochs, budget.limit("latency") is not None, metric)
     if not limits:
@@ -293,13 +319,18 @@ def _largest_share(budget: Budget, original: dict[str, float], cheap: Cheap, epo
     return replace(start, share=_SHARES[low])
 
 
-def _smallest_factor(start: Strength, allowed: float, cheap: Cheap) -> Strength:
-    """The mildest factor whose untrained file is small enough; the strongest tried when none is."""
-    factor = start.factor
-    for _ in range(24):
-        strength = replace(start, factor=round(factor, 2))
-        size = cheap(strength)["size"]
-        if size <= allowed:
+def _corrected(start: Strength, allowed: dict[str, float], cheap: Cheap) -> Strength:
+    """The mildest strength whose untrained candidate is small and fast enough; the strongest tried when none is."""
+    strength, factor = start, start.factor
+    before: dict[str, float] = {}
+    for _ in range(_CORRECTIONS):
+        strength = replace(strength, factor=round(factor, 2))
+        costs = cheap(strength)
+        over = costs["size"] / allowed["size"] if "size" in allowed else 0.0
+        faster = strength.faster(costs["latency"], allowed["latency"]) if "latency" in allowed else strength
+        if over <= 1 and (faster == strength or costs == before):  # nothing is left that would be faster
             return strength
-        factor *= min(2.0, max(1.05, size / allowed))
+        if over > 1:
+            factor *= min(2.0, max(1.05, over))
+        strength, before = faster, costs
     return strength

@@ -19,7 +19,8 @@ from featherweight.data import Task, complete
 from featherweight.edits import Edit
 from featherweight.errors import RecipeError
 from featherweight.job import MARGIN
-from featherweight.latency import LatencyTable, one_thread
+from featherweight.latency import one_thread
+from featherweight.latency_table import LatencyTable
 from featherweight.measurement import peak_bytes, structure
 from featherweight.portable import assemble, export_graph
 from featherweight.recipe_files import recipe_from_json
@@ -170,7 +171,7 @@ class Bench:
         }
         whole = assemble(graph, model.state_dict()) if self.metrics else b""
         if "latency" in self.metrics:
-            values["latency"] = self.table.candidate(graph.skeleton, whole, self.whole, self.data)
+            values["latency"] = self.table.candidate(whole, self.whole, self.data)
         if "memory" in self.metrics:
             values["memory"] = float(peak_bytes(whole, self.data))
         return values

@@ -1,6 +1,5 @@
 """Timing: in turn, on one thread, and from a table; no test asserts a time."""
 
-import hashlib
 import json
 
 import pytest
@@ -9,7 +8,8 @@ from torch import nn
 
 from featherweight.data import Data
 from featherweight.errors import ArtifactError
-from featherweight.latency import Latency, LatencyTable, interleaved, latencies, one_thread
+from featherweight.latency import Latency, interleaved, latencies, one_thread
+from featherweight.latency_table import LatencyTable, form
 from featherweight.portable import assemble, export_graph
 
 
@@ -17,7 +17,7 @@ from featherweight.portable import assemble, export_graph
 def linear():
     data, model = Data(example=torch.ones(1, 3)), nn.Linear(3, 2).eval()
     graph = export_graph(model, data)
-    return model, graph.skeleton, assemble(graph, model.state_dict()), data
+    return model, assemble(graph, model.state_dict()), data
 
 
 def test_calls_alternate():
@@ -49,7 +49,7 @@ def test_one_thread_is_put_back_after_an_error():
 
 
 def test_modules_and_serialized_models_are_timed_side_by_side(linear):
-    model, _, whole, data = linear
+    model, whole, data = linear
     model.train()
     timed = latencies({"pytorch": model, "onnxruntime": whole}, data)
     assert set(timed) == {"pytorch", "onnxruntime"}
@@ -59,24 +59,24 @@ def test_modules_and_serialized_models_are_timed_side_by_side(linear):
 
 
 def test_a_table_is_measured_once_then_read(linear, tmp_path, monkeypatch):
-    _, skeleton, whole, data = linear
+    whole, data = linear[1:]
     table = LatencyTable(tmp_path / "new" / "latency.json")
-    first = table.candidate(skeleton, whole, whole, data)
-    monkeypatch.setattr("featherweight.latency.latencies", lambda *given, **named: pytest.fail("measured again"))
-    assert table.candidate(skeleton, whole, whole, data) == first
+    first = table.candidate(whole, whole, data)
+    monkeypatch.setattr("featherweight.latency_table.latencies", lambda *given, **named: pytest.fail("measured again"))
+    assert table.candidate(whole, whole, data) == first
     again = LatencyTable(tmp_path / "new" / "latency.json")
     assert again.seconds == table.seconds
     assert again.digest() == table.digest()
-    assert again.candidate(skeleton, whole, whole, data) == first
+    assert again.candidate(whole, whole, data) == first
     assert again.original(whole, data) == table.seconds["original"]
 
 
 def test_a_table_says_what_it_is_told(linear, tmp_path):
-    _, skeleton, whole, data = linear
+    whole, data = linear[1:]
     path = tmp_path / "latency.json"
-    path.write_text(json.dumps({"original": 3.0, hashlib.sha256(skeleton).hexdigest()[:32]: 2.0}))
+    path.write_text(json.dumps({"original": 3.0, form(whole): 2.0}))
     table = LatencyTable(path)
-    assert (table.original(whole, data), table.candidate(skeleton, whole, whole, data)) == (3.0, 2.0)
+    assert (table.original(whole, data), table.candidate(whole, whole, data)) == (3.0, 2.0)
 
 
 def test_the_digest_follows_the_seconds_and_not_their_order(tmp_path):
@@ -96,7 +96,47 @@ def test_a_foreign_table_is_refused(tmp_path, text):
 
 
 def test_without_a_path_the_table_stays_in_memory(linear):
-    _, skeleton, whole, data = linear
+    whole, data = linear[1:]
     table = LatencyTable(None)
-    table.candidate(skeleton, whole, whole, data)
+    table.candidate(whole, whole, data)
     assert len(table.seconds) == 2
+
+
+def test_widths_are_told_apart_and_values_are_not(linear):
+    """Graphs without weights are alike at any width, so weights' shapes count, and what training changes does not."""
+    _, whole, data = linear
+
+    def exported(model):
+        return assemble(export_graph(model, data), model.state_dict())
+
+    torch.manual_seed(1)
+    assert form(exported(nn.Linear(3, 2))) == form(whole)
+    assert form(exported(nn.Linear(3, 4))) != form(whole)
+
+
+def test_interrupted_calls_do_not_count(linear, monkeypatch):
+    """Half the calls of the original wait for another process: the candidate is half as slow all the same."""
+    _, whole, data = linear
+    timed = {"original": Latency(10.0, 2.0, 12.0, 20), "candidate": Latency(1.0, 1.0, 1.5, 20)}
+    monkeypatch.setattr("featherweight.latency_table.latencies", lambda *given, **named: timed)
+    table = LatencyTable(None)
+    assert table.candidate(whole, whole, data) / table.original(whole, data) == 0.5
+
+
+def test_a_table_holds_several_runtimes(linear, tmp_path):
+    _, whole, data = linear
+    path = tmp_path / "latency.json"
+    path.write_text(json.dumps({"original": 3.0, "openvino original": 2.0}))
+    assert LatencyTable(path).original(whole, data) == 3.0
+    assert LatencyTable(path, "openvino").original(whole, data) == 2.0
+
+
+def test_operators_are_timed_once_and_relative_to_the_original(linear, tmp_path, monkeypatch):
+    _, whole, data = linear
+    table = LatencyTable(tmp_path / "latency.json")
+    graphs = {"one": (whole, data.example), "other": (whole, data.example)}
+    found = table.operators(graphs, whole, data)
+    assert found["one"] == found["other"] > 0
+    assert len(table.seconds) == 2
+    monkeypatch.setattr("featherweight.latency_table.find_runtime", lambda name: pytest.fail("measured again"))
+    assert LatencyTable(tmp_path / "latency.json").operators(graphs, whole, data) == found

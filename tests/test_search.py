@@ -1,6 +1,7 @@
 """The search, on made-up costs and scores: what it picks, and how many candidates it trains for it; what a mix comes to."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,8 +23,9 @@ def score(value, higher=True):
 class World:
     """Bytes fall with the factor, costs with the channels; the score falls off beyond `edge`."""
 
-    def __init__(self, budget, edge=math.inf, higher=True, overhead=500.0):
+    def __init__(self, budget, edge=math.inf, higher=True, overhead=500.0, slower=1.0, floor=0.0):
         self.budget, self.edge, self.higher, self.overhead = Budget.parse(budget), edge, higher, overhead
+        self.slower, self.floor = slower, floor
         self.tried, self.asked = [], []
 
     def size(self, strength):
@@ -31,8 +33,12 @@ class World:
 
     def cheap(self, strength):
         self.asked.append(strength)
-        left = strength.share
-        return {"size": self.size(strength), **{key: ORIGINAL[key] * left for key in ORIGINAL if key != "size"}}
+        left = {key: ORIGINAL[key] * strength.share for key in ORIGINAL}
+        return {**left, "size": self.size(strength), "latency": self.latency(strength)}
+
+    def latency(self, strength):
+        """What the tables add up to, times what they are off by."""
+        return max(self.floor, self.slower * min(ORIGINAL["latency"], strength.seconds))
 
     def full(self, strength):
         self.tried.append(strength)
@@ -123,7 +129,25 @@ def test_a_latency_limit_asks_for_integers():
     world = World("latency<=2x, drop<=1pt")
     world.search(trials=1)
     assert world.tried[0].static
-    assert world.tried[0].share == 0.5
+    assert world.tried[0].share == 1.0
+    assert len(world.asked) == 1
+
+
+@pytest.mark.parametrize("slower", [0.7, 1.0, 1.1, 1.5])
+@pytest.mark.parametrize("limits", ["latency<=50%", "latency<=2x, size<=5%", "size<=5%, latency<=0.5ms, drop<=1pt"])
+def test_what_is_measured_keeps_the_limit_however_far_off_the_tables_are(slower, limits):
+    world = World(limits, slower=slower)
+    first = world.search(trials=1)[0].strength
+    assert world.latency(first) <= 0.5e-3
+    assert "size" not in limits or world.size(first) <= 0.05 * ORIGINAL["size"]
+    late = [world.latency(one) > 0.5e-3 for one in world.asked]
+    assert sum(late) == (slower > 1.05)
+
+
+def test_a_latency_out_of_reach_ends_at_once():
+    world = World("latency<=50%", floor=0.8e-3)
+    world.search(trials=1)
+    assert len(world.asked) == 2
 
 
 def ways(rounding):
@@ -143,10 +167,13 @@ TABLES = Tables(
 )
 
 
-def mix(factor, mix="even", share=1.0, static=False, trains=True):
-    strength = Strength(share, factor, 6, static)
+SECONDS = (((1.0,), (1.0,)), ((2.0, 1.0),))
+
+
+def mix(factor, mix="even", share=1.0, static=False, trains=True, tables=TABLES, seconds=math.inf):
+    strength = Strength(share, factor, 6, static, seconds=seconds)
     original = {"size": 80_000.0, "params": 20_000.0, "macs": 20_000.0}
-    return mixed(strength, mix, TABLES, original, 100.0, trains).steps
+    return mixed(strength, mix, tables, original, 100.0, trains).steps
 
 
 def kinds(steps):
@@ -191,6 +218,17 @@ def test_integers_of_all_layers_for_speed():
     assert QuantizeStatic in found
     assert PruneChannels in found
     assert LowRank not in found
+
+
+def test_seconds_decide_where_channels_go():
+    """Half the channels take as long as all in one layer, and half as long in the other."""
+    rows = tuple(replace(row, seconds=seconds) for row, seconds in zip(TABLES.rows, SECONDS, strict=True))
+    timed = replace(TABLES, rows=rows, fixed={"size": 0.0, "seconds": 1.0})
+    assert PruneChannels not in kinds(mix(4.0, static=True, tables=timed, seconds=4.0))
+    assert PruneChannels in kinds(mix(4.0, static=True, tables=timed, seconds=3.5))
+    closest = mix(4.0, static=True, tables=timed, seconds=0.5)
+    assert PruneChannels in kinds(closest)
+    assert PruneWeights not in kinds(closest)  # zeros would not be faster, only worse
 
 
 def test_a_trial_is_json_able():

@@ -3,11 +3,13 @@
 from featherweight.allocation.program import Allocation, front, solve
 from featherweight.allocation.ratios import allocate, gradually
 from featherweight.allocation.recipes import Healing, recipe_of
+from featherweight.allocation.seconds import with_seconds
 from featherweight.allocation.storage import tables_of
-from featherweight.allocation.tables import measure_tables
+from featherweight.allocation.tables import EIGHTHS, measure_tables
 from featherweight.allocation.treatments import Group, Row, Tables, Treatment
 
 __all__ = [
+    "EIGHTHS",
     "Allocation",
     "Group",
     "Healing",
@@ -21,4 +23,5 @@ __all__ = [
     "recipe_of",
     "solve",
     "tables_of",
+    "with_seconds",
 ]

@@ -18,7 +18,7 @@ from featherweight.budget import Budget
 from featherweight.data import SPLITS, Data, complete
 from featherweight.edits import Edit, to_json
 from featherweight.errors import BudgetError, RecipeError
-from featherweight.latency import LatencyTable
+from featherweight.latency_table import LatencyTable
 from featherweight.measurement import peak_bytes, structure
 from featherweight.portable import Graph, assemble, export_graph
 from featherweight.running import Outcome, run
@@ -157,7 +157,7 @@ class _Costs:
             if "size" in self.metrics:
                 found["size"] = float(len(package(model, outcome.edits, {}, graph).to_bytes()))
             if "latency" in self.metrics:
-                found["latency"] = self.table.candidate(graph.skeleton, whole, self._whole, self.data)
+                found["latency"] = self.table.candidate(whole, self._whole, self.data)
             if "memory" in self.metrics:
                 found["memory"] = float(peak_bytes(whole, self.data))
         return {name: value for name, value in found.items() if name in self.metrics}

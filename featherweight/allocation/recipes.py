@@ -37,6 +37,16 @@ class Healing:
     rate: float = 2e-3
     last_rate: float = 1e-3
 
+    @classmethod
+    def of(cls, epochs: int) -> Healing:
+        """Return so many epochs and, after quantization, half as many, at least 1."""
+        return cls(epochs, max(1, epochs // 2))
+
+    @property
+    def total(self) -> int:
+        """Epochs in all."""
+        return self.epochs + self.last
+
 
 def recipe_of(
     tables: Tables, allocation: Allocation, healing: Healing, static: bool = False, batches: int = 8

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from featherweight.allocation.tables import measure_tables
+from featherweight.allocation.tables import SHARES, measure_tables
 from featherweight.allocation.treatments import Tables
 from featherweight.data import batches, tensors
 from featherweight.technique import Context
@@ -26,18 +26,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "featherweight"
 
 
-def tables_of(model: nn.Module, context: Context, count: int = 16) -> Tables:
+def tables_of(model: nn.Module, context: Context, count: int = 16, shares: tuple[float, ...] = SHARES) -> Tables:
     """Return the tables of a model, measured once: `measure_tables`, kept on disk.
 
     Args:
         model: comes back as it was.
         context: calibration data, example, scope, seed and device.
         count: calibration batches to read.
+        shares: of each group's channels that may be kept.
     """
-    path = cache_folder() / f"tables-{_name(model, context, count)}.json"
+    path = cache_folder() / f"tables-{_name(model, context, count, shares)}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged file costs a measurement, never a wrong result
         return Tables.from_json(json.loads(path.read_text()))
-    tables = measure_tables(model, context, count)
+    tables = measure_tables(model, context, count, shares)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
@@ -46,9 +47,18 @@ def tables_of(model: nn.Module, context: Context, count: int = 16) -> Tables:
     return tables
 
 
-def _name(model: nn.Module, context: Context, count: int) -> str:
+def _name(model: nn.Module, context: Context, count: int, shares: tuple[float, ...]) -> str:
     """A hash of the model, its form, the calibration data and all that decides how tables are made."""
-    settings = (_FORMAT, torch.__version__, str(model), context.seed, context.scope, str(context.data.loss), count)
+    settings = (
+        _FORMAT,
+        torch.__version__,
+        str(model),
+        context.seed,
+        context.scope,
+        str(context.data.loss),
+        count,
+        shares,
+    )
     found = hashlib.sha256(repr(settings).encode() + digest(model))
     for index, (inputs, _) in enumerate(batches(context.data.calibrate, "calibrate")):
         if index >= max(count, _MOST_READ):

@@ -40,6 +40,8 @@ DENSITIES = (1.0, 0.6, 0.4, 0.25, 0.16, 0.1, 0.06, 0.04, 0.025)
 RANKS = (0.7, 0.5, 0.35, 0.25, 0.15, 0.1)  # shares of the rank at which two factors are as large as the matrix
 RANK_BITS = (3, 4, 5, 6, 8)
 SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2)
+EIGHTHS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+"""Shares for speed: of widths such as 64 they leave whole blocks of 8 and 16 channels, which kernels work on."""
 _TRIED = 3  # of the densities, ranks and shares each
 _LEAST_RANKED = 2  # ranks below which factoring a layer is not tried
 _SCALE_BYTES = 2.0
@@ -52,13 +54,14 @@ Family = list[tuple[float, float, Tensor]]
 """Of one weight, for each strength from mild to strong: the strength, predicted nats and the weight, `[out, rest]`."""
 
 
-def measure_tables(model: nn.Module, context: Context, count: int = 16) -> Tables:
+def measure_tables(model: nn.Module, context: Context, count: int = 16, shares: tuple[float, ...] = SHARES) -> Tables:
     """Return the tables of a model as it stands; batch norms should be folded first.
 
     Args:
         model: comes back as it was.
         context: calibration data, example, scope, seed and device.
         count: calibration batches to read for curvatures.
+        shares: of each group's channels that may be kept, the largest first, 1 being the first.
 
     Raises:
         DataError: there is no calibration data.
@@ -82,7 +85,7 @@ def measure_tables(model: nn.Module, context: Context, count: int = 16) -> Table
         names = tuple(path for path, _ in model.named_modules() if path in made)
         context.report(f"damage of {names[0]}'s channels", (len(weights) + place) / (len(weights) + len(found)))
         units = min(map(len, cluster))
-        groups.append(Group(names, units, SHARES, _removal(model, cluster, nats, reference)))
+        groups.append(Group(names, units, shares, _removal(model, cluster, nats, reference, shares)))
     plain = [row.treatments[0] for row in rows]
     fixed = {
         "size": 0.0,
@@ -230,18 +233,22 @@ def _some(matrix: Tensor) -> Tensor:
 
 
 def _removal(
-    model: nn.Module, cluster: Sequence[CoupledGroup], nats: Mapping[str, Tensor], reference: Reference
+    model: nn.Module,
+    cluster: Sequence[CoupledGroup],
+    nats: Mapping[str, Tensor],
+    reference: Reference,
+    shares: Sequence[float],
 ) -> tuple[float, ...]:
     """Nats at each share kept."""
     worths = [_unit_worths(group, nats, named_tensors(model)) for group in cluster]
     orders = [worth.argsort(descending=True, stable=True) for worth in worths]
-    counts = [[max(1, round(share * len(group))) for group in cluster] for share in SHARES]
+    counts = [[max(1, round(share * len(group))) for group in cluster] for share in shares]
     predicted = [
         sum(float(worth[order[kept:]].sum()) for worth, order, kept in zip(worths, orders, each, strict=True))
         for each in counts
     ]
     true = {}
-    for at in _spaced(len(SHARES)):
+    for at in _spaced(len(shares)):
         parts = zip(cluster, orders, counts[at], strict=True)
         keep, _ = keep_edit(model, [(group, set(order[:kept].tolist())) for group, order, kept in parts], {})
         with masked(model, keep):

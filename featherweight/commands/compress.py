@@ -26,11 +26,17 @@ def compress(
     report: Annotated[Path | None, typer.Option(help="Write an HTML report there.")] = None,
     seed: Seed = 0,
     trials: Annotated[int, typer.Option(min=1, help="Most candidates that the search trains.")] = 12,
+    epochs: Annotated[
+        int | None, typer.Option(min=2, help="Most of one candidate's training; by default what its size allows.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run from OUT.run/.")] = False,
     latency_table: Annotated[
         Path | None, typer.Option(help="JSON file of measured seconds to read and extend.")
     ] = None,
+    runtime: Annotated[
+        str, typer.Option(help="Whose latency the budget means: onnxruntime, openvino or openvino_bf16.")
+    ] = "onnxruntime",
     as_json: AsJson = False,
 ) -> None:
     """Compress a task's model until it keeps a budget, and write one file that runs by itself.
@@ -39,13 +45,14 @@ def compress(
     """
     from featherweight.budget import Budget
     from featherweight.pipeline import compress as compress_model
-    from featherweight.preflight import find_device, writable
+    from featherweight.preflight import find_clocked, find_device, writable
     from featherweight.recipe_files import load_recipe
     from featherweight.tasks import find_task
 
     limits = Budget.parse(budget)  # first what is refused in a moment: a built-in task may train for minutes
     steps = load_recipe(recipe) if recipe is not None else None
     find_device(device)
+    find_clocked(runtime)
     writable(out)
     if report is not None:
         from featherweight.report.html import check_available, write_html
@@ -61,11 +68,13 @@ def compress(
             limits,
             steps,
             trials=trials,
+            epochs=epochs,
             seed=seed,
             device=device,
             out=out,
             resume=resume,
             latency_table=latency_table,
+            runtime=runtime,
             name=found.name if found.name != "task" else task,
             command=shlex.join(["featherweight", *sys.argv[1:]]),
             progress=progress,

@@ -11,11 +11,13 @@ from featherweight.runtimes.eager import Eager
 from featherweight.runtimes.executorch import ExecuTorch
 from featherweight.runtimes.litert import LiteRT, LiteRTDynamic
 from featherweight.runtimes.onnxruntime import OnnxRuntime
+from featherweight.runtimes.onnxruntime_dynamic import OnnxRuntimeDynamic
 from featherweight.runtimes.openvino import OpenVino, OpenVinoBf16
 from featherweight.runtimes.protocol import Program, Runtime, Subject
 
 RUNTIMES: dict[str, Runtime] = {
     "onnxruntime": OnnxRuntime(),
+    "onnxruntime_dynamic": OnnxRuntimeDynamic(),
     "openvino": OpenVino(),
     "openvino_bf16": OpenVinoBf16(),
     "litert": LiteRT(),
@@ -25,6 +27,7 @@ RUNTIMES: dict[str, Runtime] = {
 }
 FORMATS = {
     "onnx": "onnxruntime",
+    "onnx_dynamic": "onnxruntime_dynamic",
     "openvino": "openvino",
     "litert": "litert",
     "litert_dynamic": "litert_dynamic",

@@ -16,6 +16,7 @@ from featherweight.runtimes.protocol import (
     Runtime,
     Subject,
     by_name,
+    fastest_quarter,
     first_line,
     quiet,
 )
@@ -31,6 +32,7 @@ class OpenVino(Runtime):
     extra = "openvino"
     precision: ClassVar[str] = "f32"
     about: ClassVar[str] = "int8 as integers, the rest in float32"
+    clocked: ClassVar[bool] = True
 
     def export(self, subject: Subject, folder: Path) -> Path:
         """Write `model.xml` and `model.bin`."""
@@ -53,6 +55,15 @@ class OpenVino(Runtime):
         except RuntimeError as error:
             raise ExportError(f"OpenVINO cannot load {path}: {first_line(error)}") from error
 
+    def operators(self, model: bytes, inputs: Any, calls: int = 30) -> dict[str, float]:
+        """Return the seconds of each operator."""
+        core = self.need().Core()
+        try:
+            compiled = Compiled(core, core.read_model(model), self.precision, 1, clocked=True)
+        except RuntimeError as error:
+            raise ExportError(f"OpenVINO cannot load the model: {first_line(error)}") from error
+        return compiled.operators(inputs, calls)
+
 
 class OpenVinoBf16(OpenVino):
     """OpenVINO with bfloat16 for what is not computed with integers: faster where the CPU multiplies it, and less exact."""
@@ -64,13 +75,14 @@ class OpenVinoBf16(OpenVino):
 class Compiled(Program):
     """A model that OpenVINO has read; it is compiled for each shape of inputs, since kernels are chosen by shape."""
 
-    def __init__(self, core: Any, model: Any, precision: str, threads: int) -> None:
+    def __init__(self, core: Any, model: Any, precision: str, threads: int, clocked: bool = False) -> None:
         self._core, self._model = core, model
         self._settings = {
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
+            "PERF_COUNT": clocked,
         }
         self.inputs = tuple(value.any_name for value in model.inputs)
         self._loose = [value.partial_shape for value in model.inputs]
@@ -78,6 +90,21 @@ class Compiled(Program):
 
     def prepared(self, inputs: Any) -> Callable[[], list[Any]]:
         """Return a call that computes the outputs of these inputs."""
+        request, feeds = self._requested(inputs)
+        return lambda: list(request.infer(feeds, share_inputs=True).to_tuple())
+
+    def operators(self, inputs: Any, calls: int) -> dict[str, float]:
+        """Return the seconds of each operator, where the program was made with `clocked`."""
+        request, feeds = self._requested(inputs)
+        times: dict[str, list[float]] = {}
+        for _ in range(calls):
+            request.infer(feeds, share_inputs=True)
+            for noted in request.get_profiling_info():
+                times.setdefault(noted.node_name, []).append(noted.real_time.total_seconds())
+        return {name: fastest_quarter(found) for name, found in times.items()}
+
+    def _requested(self, inputs: Any) -> tuple[Any, dict[int, Any]]:
+        """A request that has answered these inputs once, and the inputs as it takes them."""
         arrays = list(by_name(self.inputs, inputs).values())
         try:
             request = self._for_shapes(tuple(array.shape for array in arrays)).create_infer_request()
@@ -90,7 +117,7 @@ class Compiled(Program):
             )
             given = ", ".join(f"{array.dtype}{list(array.shape)}" for array in arrays)
             raise DataError(f"the model takes {wanted} and was given {given}: {first_line(error)}") from error
-        return lambda: list(request.infer(feeds, share_inputs=True).to_tuple())
+        return request, feeds
 
     def audit(self) -> dict[str, str]:
         """Return the precision of each layer in the model that OpenVINO has compiled last."""

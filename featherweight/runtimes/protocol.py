@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import statistics
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -86,6 +87,7 @@ class Runtime(ABC):
         about: what it is good for, in a sentence.
         from_module: whether it starts from the exported program, so that a file alone is not enough.
         any_batch: whether what it exports takes any batch size; otherwise it takes the one of `Subject.inputs`.
+        clocked: whether `operators` tells how long each operator takes, which a latency budget on this runtime reads.
     """
 
     package: ClassVar[str]
@@ -93,6 +95,7 @@ class Runtime(ABC):
     about: ClassVar[str]
     from_module: ClassVar[bool] = False
     any_batch: ClassVar[bool] = True
+    clocked: ClassVar[bool] = False
 
     @abstractmethod
     def export(self, subject: Subject, folder: Path) -> Path:
@@ -109,6 +112,19 @@ class Runtime(ABC):
         Raises:
             ExportError: the package is missing, or the file is not this runtime's.
         """
+
+    def operators(self, model: bytes, inputs: Any, calls: int = 30) -> dict[str, float]:
+        """Return the seconds of each operator as the runtime itself times it on one thread, the mean of the fastest quarter of some calls.
+
+        Args:
+            model: serialized ONNX, weights included.
+            inputs: of one call, as of `Program.prepared`.
+            calls: how many, at least 1.
+
+        Raises:
+            ExportError: the runtime has no such clock, its package is missing, or it cannot load the model.
+        """
+        raise ExportError(f"{type(self).__name__} does not time single operators")
 
     def need(self, module: str = "") -> Any:
         """Import the runtime's package, without what it prints.
@@ -131,6 +147,11 @@ def program_of(subject: Subject, runtime: Runtime) -> ExportedProgram:
             f"{type(runtime).__name__} starts from the PyTorch module, and a file alone has none: give the task too, --task"
         )
     return subject.program
+
+
+def fastest_quarter(values: list[float]) -> float:
+    """Return the mean of the shortest quarter of some times: whatever else the machine does only ever adds to them."""
+    return statistics.fmean(sorted(values)[: (len(values) + 3) // 4])
 
 
 def by_name(names: tuple[str, ...], inputs: Any) -> dict[str, Array]:

@@ -27,7 +27,8 @@ aten = torch.ops.aten
 _GUARDED = 4  # batches whose outputs are compared
 _TRANSPARENT = {aten.relu.default, aten.relu_.default, aten.dropout.default}
 _WEIGHTS_ALONE = "integer weights alone: no runtime computes it on integer activations"
-_COMPUTE = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default}
+_CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
+_COMPUTE = {*_CONVOLUTIONS, aten.linear.default}
 
 
 @final
@@ -36,7 +37,8 @@ class QuantizeStatic(Technique):
     """Quantize weights per channel to 8 bits and inputs to calibrated unsigned 8-bit grids.
 
     Where a layer's output goes, through ReLU alone, into another quantized layer, that layer's input grid serves as its
-    output grid; anywhere else it gets a grid of its own, because ONNX Runtime computes integers only between two grids.
+    output grid; anywhere else a convolution gets a grid of its own, because ONNX Runtime computes it with integers only between
+    two grids. Linear layers need none, and their outputs, such as those that enter a layer norm, stay float.
     The network's outputs stay float. Biases take what rounding changes in the mean output. Attention is first taken apart into
     linear layers. Layers that no runtime computes on integer activations (recurrent ones, embeddings, transposed convolutions)
     get integer weights alone, and are listed.
@@ -104,7 +106,7 @@ class QuantizeStatic(Technique):
 
 
 def _need_output_grid(model: nn.Module, context: Context, quantized: set[str]) -> set[str]:
-    """Paths of layers whose output feeds something that is neither another quantized layer nor the model's output."""
+    """Paths of convolutions whose output feeds something that is neither another quantized layer nor the model's output."""
     try:
         graph = trace(model, *as_call(example_inputs(context.data, context.device))).graph
     except ModelError:
@@ -112,7 +114,7 @@ def _need_output_grid(model: nn.Module, context: Context, quantized: set[str]) -
     first = first_paths(model)
     wanted: set[str] = set()
     for node in graph.nodes:
-        if node.target in _COMPUTE and first[module_path(node)] in quantized:
+        if node.target in _CONVOLUTIONS and first[module_path(node)] in quantized:
             ends = [_end(user) for user in node.users]
             if not all(
                 (end.target in _COMPUTE and first[module_path(end)] in quantized) or end.op == "output" for end in ends
