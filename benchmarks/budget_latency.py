@@ -103,14 +103,14 @@ def _measured(candidates: Candidates, strength: Strength) -> tuple[float, float]
 def _rows(done: dict[str, list[dict[str, Any]]]) -> None:
     rows = [row for found in done.values() for row in found]
     for figure, key in (("first_try", "first"), ("final", "last")):
-        met, by_median = (sum(row[key][which] <= row["share"] for row in rows) for which in (0, 1))
+        by_quartile, met = (sum(row[key][which] <= row["share"] for row in rows) for which in (0, 1))
         told = "; ".join(
-            f"{name}: " + ", ".join(f"{row[key][0]:.2f} of {row['share']:.2f}" for row in found)
+            f"{name}: " + ", ".join(f"{row[key][1]:.2f} of {row['share']:.2f}" for row in found)
             for name, found in done.items()
         )
         note = (
-            f"{met} of {len(rows)} by lower quartiles, which hold where other processes share the core, {by_median} by medians; "
-            f"one thread; milliseconds over the original's and what was allowed: {told}"
+            f"{met} of {len(rows)} by medians, {by_quartile} by lower quartiles, which hold where other processes share the core; one "
+            f"thread; milliseconds over the original's and what was allowed: {told}"
         )
         record(NAME, f"budget.latency.{figure}", round(met / len(rows), 3), 1, note)
 
