@@ -102,6 +102,7 @@ def _measured(candidates: Candidates, strength: Strength) -> tuple[float, float]
 
 def _rows(done: dict[str, list[dict[str, Any]]]) -> None:
     rows = [row for found in done.values() for row in found]
+    missing = [f"{name} {runtime}" for name in NETWORKS for runtime in RUNTIMES if f"{name} {runtime}" not in done]
     for figure, key in (("first_try", "first"), ("final", "last")):
         by_quartile, met = (sum(row[key][which] <= row["share"] for row in rows) for which in (0, 1))
         told = "; ".join(
@@ -110,7 +111,7 @@ def _rows(done: dict[str, list[dict[str, Any]]]) -> None:
         )
         note = (
             f"{met} of {len(rows)} by medians, {by_quartile} by lower quartiles, which hold where other processes share the core; one "
-            f"thread; milliseconds over the original's and what was allowed: {told}"
+            f"thread; milliseconds over the original's and what was allowed: {told}{'; not measured: ' if missing else ''}{', '.join(missing)}"
         )
         record(NAME, f"budget.latency.{figure}", round(met / len(rows), 3), 1, note)
 
