@@ -111,7 +111,8 @@ def _rows(done: dict[str, list[dict[str, Any]]]) -> None:
         )
         note = (
             f"{met} of {len(rows)} by medians, {by_quartile} by lower quartiles, which hold where other processes share the core; one "
-            f"thread; milliseconds over the original's and what was allowed: {told}{'; not measured: ' if missing else ''}{', '.join(missing)}"
+            f"thread; milliseconds over the original's and what was allowed: {told}"
+            f"{'; not measured: ' if missing else ''}{', '.join(missing)}"
         )
         record(NAME, f"budget.latency.{figure}", round(met / len(rows), 3), 1, note)
 
