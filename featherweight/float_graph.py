@@ -12,13 +12,11 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from featherweight.integer_graph import layers
+from featherweight.integer_graph import DECODE, ENCODE, JOINS, constant, decoded, layers
 
-_DECODE, _ENCODE = "DequantizeLinear", "QuantizeLinear"
-_JOINS = frozenset({"Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"})
-_TRANSPARENT = frozenset({"Relu", "Clip", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", *_JOINS})
+_TRANSPARENT = frozenset({"Relu", "Clip", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", *JOINS})
 """Operators that integers pass on their way to the next grid."""
-_PASSED = _TRANSPARENT | {_DECODE, _ENCODE}
+_PASSED = _TRANSPARENT | {DECODE, ENCODE}
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 
@@ -35,7 +33,7 @@ def floated(model: bytes, paths: Collection[str], grids: bool = True) -> bytes:
     graph = whole.graph
     for node in list(graph):
         for place, value in enumerate(node.inputs if node.name in paths else ()):
-            decoding = _decoding(value)
+            decoding = decoded(value)
             if decoding is not None and _encoding(decoding) is None:
                 node.replace_input_with(place, _multiplied(graph, node, decoding))
     while _drop_loose_grids(graph, grids):
@@ -53,7 +51,7 @@ def alike(model: bytes, most: int = 8) -> list[list[str]]:
     """
     proto = onnx.load_model_from_string(model)
     asked = {path for path, integers in layers(proto).items() if integers}
-    codes = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == _DECODE}
+    codes = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == DECODE}
     shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
     fine: dict[object, list[str]] = {}
     coarse: dict[object, list[str]] = {}
@@ -69,7 +67,7 @@ def _drop_loose_grids(graph: ir.Graph, grids: bool) -> bool:
     """Let what computes with floats read the value before its grid; whether anything changed."""
     changed = False
     for node in list(graph):
-        source = _encoding(node) if node.op_type == _DECODE else None
+        source = _encoding(node) if node.op_type == DECODE else None
         if source is None or (grids and _made_by_integers(source.inputs[0], set())):
             continue
         for user, place in list(node.outputs[0].uses()):
@@ -92,18 +90,18 @@ def _made_by_integers(value: ir.Value | None, seen: set[ir.Node]) -> bool:
 
 def _integer(node: ir.Node) -> bool:
     """Whether a node that reads decoded values is computed with integers: a layer, or a join that ends on a grid."""
-    decoded = [_decoding(value) is not None for value in node.inputs if value is not None]
-    if node.op_type in _JOINS:
-        return all(decoded) and _ends_on_grid(node)
+    codes = [decoded(value) is not None for value in node.inputs if value is not None]
+    if node.op_type in JOINS:
+        return all(codes) and _ends_on_grid(node)
     if node.op_type in _TRANSPARENT:
         return _ends_on_grid(node)
-    return len(decoded) > 1 and all(decoded[:2])
+    return len(codes) > 1 and all(codes[:2])
 
 
 def _ends_on_grid(node: ir.Node) -> bool:
     """Whether what a node makes is rounded again, with nothing but transparent operators between."""
     users = [user for user, _ in node.outputs[0].uses()]
-    return any(user.op_type == _ENCODE or (user.op_type in _TRANSPARENT and _ends_on_grid(user)) for user in users)
+    return any(user.op_type == ENCODE or (user.op_type in _TRANSPARENT and _ends_on_grid(user)) for user in users)
 
 
 def _multiplied(graph: ir.Graph, node: ir.Node, decoding: ir.Node) -> ir.Value:
@@ -115,27 +113,19 @@ def _multiplied(graph: ir.Graph, node: ir.Node, decoding: ir.Node) -> ir.Value:
     if steps.size > 1:
         axis = decoding.attributes.get_int("axis", 1)
         steps = steps.reshape([-1 if dim == axis else 1 for dim in range(len(codes.shape))])
-    name = f"{codes.name}.steps{steps.ndim}"
-    if name not in graph.initializers:
-        graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(steps, name=name)))
     cast = ir.node("Cast", [codes], attributes={"to": int(ir.DataType.FLOAT)})
-    product = ir.node("Mul", [cast.outputs[0], graph.initializers[name]])
+    product = ir.node("Mul", [cast.outputs[0], constant(graph, f"{codes.name}.steps{steps.ndim}", steps)])
     for place, made in enumerate((cast, product)):
         made.outputs[0].name = f"{node.name}.{codes.name}.float{place}"
         graph.insert_before(node, made)
     return product.outputs[0]
 
 
-def _decoding(value: ir.Value | None) -> ir.Node | None:
-    producer = value.producer() if value is not None else None
-    return producer if producer is not None and producer.op_type == _DECODE else None
-
-
 def _encoding(decoding: ir.Node) -> ir.Node | None:
     """What rounded the value that is decoded; None for stored codes."""
     value = decoding.inputs[0]
     producer = value.producer() if value is not None else None
-    return producer if producer is not None and producer.op_type == _ENCODE else None
+    return producer if producer is not None and producer.op_type == ENCODE else None
 
 
 __all__ = ["alike", "floated"]

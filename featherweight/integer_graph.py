@@ -14,12 +14,12 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-_JOINS = frozenset({"Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"})
+JOINS = frozenset({"Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"})
 """Operators that runtimes compute with integers if all they read is decoded."""
 _LAYERS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"})
 """Operators of layers; their second input is the weight."""
 _COARSE = 256  # parts of the largest bias that rounding may move another by one of
-_DECODE, _ENCODE = "DequantizeLinear", "QuantizeLinear"
+DECODE, ENCODE = "DequantizeLinear", "QuantizeLinear"
 Array = np.ndarray[Any, Any]
 
 
@@ -32,7 +32,7 @@ def shaped(model: onnx.ModelProto, sources: Mapping[str, str]) -> onnx.ModelProt
     """
     whole = ir.from_proto(model)
     graph = whole.graph
-    if any(node.op_type == _DECODE for node in graph):
+    if any(node.op_type == DECODE for node in graph):
         for step in (_turn_codes, _join_grids, _share_grids, _round_biases):
             for node in list(graph):
                 step(graph, node)
@@ -46,7 +46,7 @@ def layers(model: onnx.ModelProto) -> dict[str, bool]:
     """Return the paths of a model's layers, and whether they ask for integers: weight and input both come decoded."""
     makers = {name: node.op_type for node in model.graph.node for name in node.output}
     return {
-        node.name: all(makers.get(name) == _DECODE for name in node.input[:2])
+        node.name: all(makers.get(name) == DECODE for name in node.input[:2])
         for node in model.graph.node
         if node.name and node.op_type in _LAYERS
     }
@@ -70,23 +70,23 @@ def layer_outputs(model: onnx.ModelProto) -> dict[str, str]:
 
 def _turn_codes(graph: ir.Graph, node: ir.Node) -> None:
     """Transpose codes instead of what is decoded from them, so that decoding and multiplying stand side by side."""
-    decoding = _decoded(node.inputs[0]) if node.op_type == "Transpose" else None
+    decoding = decoded(node.inputs[0]) if node.op_type == "Transpose" else None
     codes = None if decoding is None else _array(decoding.inputs[0])
     if decoding is None or codes is None:
         return
     order = list(node.attributes.get_ints("perm", list(range(codes.ndim))[::-1]))
     name = f"{_name(decoding.inputs[0])}.{''.join(map(str, order))}"
-    turned = _constant(graph, name, codes.transpose(order))
+    turned = constant(graph, name, codes.transpose(order))
     axis = order.index(decoding.attributes.get_int("axis", 1))
-    _become(graph, node, ir.node(_DECODE, [turned, *decoding.inputs[1:]], attributes={"axis": axis}))
+    _become(graph, node, ir.node(DECODE, [turned, *decoding.inputs[1:]], attributes={"axis": axis}))
 
 
 def _join_grids(graph: ir.Graph, node: ir.Node) -> None:
     """Round a value once where two layers round it on equal grids."""
-    value = node.inputs[0] if node.op_type == _ENCODE else None
+    value = node.inputs[0] if node.op_type == ENCODE else None
     if value is None:
         return
-    first = next(user for user, _ in value.uses() if user.op_type == _ENCODE)
+    first = next(user for user, _ in value.uses() if user.op_type == ENCODE)
     if first is not node and _grid(first) == _grid(node):
         ir.convenience.replace_all_uses_with(node.outputs[0], first.outputs[0])
         graph.remove(node, safe=True)
@@ -97,12 +97,12 @@ def _share_grids(graph: ir.Graph, node: ir.Node) -> None:
 
     So a residual sum has decoded operands on both sides, and no float copy of the value is kept.
     """
-    value = node.inputs[0] if node.op_type == _ENCODE else None
-    if value is None or sum(user.op_type == _ENCODE for user, _ in value.uses()) != 1:
+    value = node.inputs[0] if node.op_type == ENCODE else None
+    if value is None or sum(user.op_type == ENCODE for user, _ in value.uses()) != 1:
         return
-    decodings = [user for user, _ in node.outputs[0].uses() if user.op_type == _DECODE]
+    decodings = [user for user, _ in node.outputs[0].uses() if user.op_type == DECODE]
     for user, place in list(value.uses()):
-        if decodings and user.op_type in _JOINS:
+        if decodings and user.op_type in JOINS:
             user.replace_input_with(place, decodings[0].outputs[0])
 
 
@@ -113,7 +113,7 @@ def _round_biases(graph: ir.Graph, node: ir.Node) -> None:
     """
     if node.op_type != "Gemm" or len(node.inputs) < 3:
         return
-    entering, weight, bias = (_decoded(node.inputs[0]), _decoded(node.inputs[1]), _array(node.inputs[2]))
+    entering, weight, bias = (decoded(node.inputs[0]), decoded(node.inputs[1]), _array(node.inputs[2]))
     if entering is None or weight is None or bias is None:
         return
     codes, scale, step = _array(weight.inputs[0]), _array(weight.inputs[1]), _array(entering.inputs[1])
@@ -128,8 +128,8 @@ def _round_biases(graph: ir.Graph, node: ir.Node) -> None:
     for place, array, steps, along in ((1, codes, scale, axis), (2, whole.astype(np.int32), product, 0)):
         name = _name(node.inputs[place])
         parts = {"whole": array, "step": steps, "zero": np.zeros(steps.shape, array.dtype)}
-        inputs = [_constant(graph, f"{name}.{part}", value) for part, value in parts.items()]
-        decoding = ir.node(_DECODE, inputs, attributes={"axis": along})
+        inputs = [constant(graph, f"{name}.{part}", value) for part, value in parts.items()]
+        decoding = ir.node(DECODE, inputs, attributes={"axis": along})
         graph.insert_before(node, decoding)
         node.replace_input_with(place, decoding.outputs[0])
 
@@ -172,10 +172,10 @@ def _become(graph: ir.Graph, node: ir.Node, made: ir.Node) -> None:
     graph.remove(node, safe=True)
 
 
-def _decoded(value: ir.Value | None) -> ir.Node | None:
-    """What decodes a value, if it comes from codes."""
+def decoded(value: ir.Value | None) -> ir.Node | None:
+    """Return the node that decodes a value, if it comes from codes."""
     producer = value.producer() if value is not None else None
-    return producer if producer is not None and producer.op_type == _DECODE else None
+    return producer if producer is not None and producer.op_type == DECODE else None
 
 
 def _array(value: ir.Value | None) -> Array | None:
@@ -191,11 +191,12 @@ def _name(value: ir.Value | None) -> str:
     return str(value.name) if value is not None else ""
 
 
-def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+def constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """Return the initializer of that name, made from the array if the graph has none yet."""
     if name not in graph.initializers:
         value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
         graph.register_initializer(value)
     return graph.initializers[name]
 
 
-__all__ = ["layer_outputs", "layers", "shaped"]
+__all__ = ["DECODE", "ENCODE", "JOINS", "constant", "decoded", "layer_outputs", "layers", "shaped"]
