@@ -83,9 +83,9 @@ def ours(name: str, model: nn.Module, data: Data, inputs: Tensor) -> list[Delive
                 continue
             given = [torch.from_numpy(value).float() for value in item.program.run(inputs)]
             if signal_to_noise(wanted, given) >= AT_LEAST:
-                label = f"{item.runtime}, {item.form or form}" + (
-                    f" with float {item.kept_float}" if item.form == "mixed" else ""
-                )
+                # the int8 network all in floats is not the network as it was, and calls are told apart by their label
+                label = f"{item.runtime}, {form}" + (f" as {item.form}" if item.form not in ("", form) else "")
+                label += f" with float {item.kept_float}" if item.form == "mixed" else ""
                 made.append(Delivery(label, program=item.program, layers=item.layers))
     return timed(made, inputs, 0.5)
 
