@@ -22,9 +22,7 @@ from featherweight.latency import one_thread, paired_ratio, rounds
 from featherweight.runtimes import Subject, find_runtime
 
 AS_STORED, FEWER_GRIDS, MIXED, FLOAT = "int8", "int8, fewer grids", "mixed", "float"
-_NEAR = (
-    1.15  # times the fastest runtime's milliseconds within which a runtime's layers are looked at one group at a time
-)
+_NEAR = 1.15  # times the fastest runtime's milliseconds: within, a runtime's groups of layers are tried one by one
 
 
 @dataclass

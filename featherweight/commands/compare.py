@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from featherweight.commands.console import AsJson, TaskName, emit, showing
+from featherweight.commands.console import AsJson, TaskName, emit, loaded
 
 
 def compare(
@@ -35,13 +35,11 @@ def compare(
     """
     from featherweight.comparison import compare as compared
     from featherweight.comparison.contenders import chosen
-    from featherweight.tasks import find_task
 
     chosen(recipes)  # first what is refused in a moment: a built-in task may train for minutes
-    with showing(as_json) as progress:
-        progress(f"loading {task}", 0.0)
+    with loaded(task, as_json) as (made, progress):
         found = compared(
-            find_task(task),
+            made,
             recipes,
             budgets,
             out=out,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from featherweight.commands.console import AsJson, Seed, TaskName, emit, show, showing
+from featherweight.commands.console import AsJson, Seed, TaskName, emit, loaded, show
 
 
 def compress(
@@ -47,7 +47,6 @@ def compress(
     from featherweight.pipeline import compress as compress_model
     from featherweight.preflight import find_clocked, find_device, writable
     from featherweight.recipe_files import load_recipe
-    from featherweight.tasks import find_task
 
     limits = Budget.parse(budget)  # first what is refused in a moment: a built-in task may train for minutes
     steps = load_recipe(recipe) if recipe is not None else None
@@ -59,9 +58,7 @@ def compress(
 
         writable(report, "report.html")
         check_available()
-    with showing(as_json) as progress:
-        progress(f"loading {task}", 0.0)
-        found = find_task(task)
+    with loaded(task, as_json) as (found, progress):
         artifact = compress_model(
             found.model,
             found.data,
@@ -129,12 +126,9 @@ def plan(
     """
     from featherweight.budget import Budget
     from featherweight.planning import plan as plan_model
-    from featherweight.tasks import find_task
 
     limits = Budget.parse(budget)
-    with showing(as_json) as progress:
-        progress(f"loading {task}", 0.0)
-        found = find_task(task)
+    with loaded(task, as_json) as (found, progress):
         facts = plan_model(found.model, found.data, limits, trials, seed, device, progress)
     show(facts, f"{task}: {limits}", as_json)
     raise typer.Exit(0 if facts["feasible"] else 2)

@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from featherweight.data import Task
 
 TaskName = Annotated[
     str,
@@ -54,6 +57,16 @@ def showing(quiet: bool) -> Iterator[Callable[[str, float], None]]:
             progress.update(bar, description=message[:100].replace("[", "("), completed=done)
 
         yield told
+
+
+@contextmanager
+def loaded(task: str, quiet: bool) -> Iterator[tuple[Task, Callable[[str, float], None]]]:
+    """Find a task, and give it together with what shows messages about the work on it."""
+    from featherweight.tasks import find_task
+
+    with showing(quiet) as progress:
+        progress(f"loading {task}", 0.0)
+        yield find_task(task), progress
 
 
 def emit(value: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from featherweight.commands.console import AsJson, TaskName, emit, show, showing
+from featherweight.commands.console import AsJson, TaskName, emit, loaded, show
 
 
 def measure(
@@ -40,11 +40,8 @@ def analyze(task: TaskName, as_json: AsJson = False) -> None:
     Damage is measured on calibration data without labels, one weight at a time.
     """
     from featherweight.inspection import analyze_task
-    from featherweight.tasks import find_task
 
-    with showing(as_json) as progress:
-        progress(f"loading {task}", 0.0)
-        found = find_task(task)
+    with loaded(task, as_json) as (found, progress):
         tables = analyze_task(found.model, found.data, progress)
     if as_json:
         emit(tables.to_json())

@@ -33,12 +33,11 @@ from featherweight.recipe_files import recipe_from_json, recipe_to_yaml
 from featherweight.running import Outcome, run
 from featherweight.runtimes.onnxruntime import Session
 from featherweight.scoring import Score, evaluate
+from featherweight.search import MIXES
 from featherweight.technique import Context, Recipe
 
 RATES = (1.0, 1 / 3, 3.0)  # of the learning rates as written, in the order in which they are tried
-MIXES = (
-    5  # of families, that the joint search compares by trainings of a quarter of the length, before the one that counts
-)
+_EVERY_MIX = len(MIXES) + 1  # trials that let the joint search compare all mixes, the uniform one among them
 _SECONDS = 0.4  # of timing each of two models
 
 
@@ -219,7 +218,7 @@ class Cell:
             ground.model,
             ground.data,
             f"size<={self.budget}",
-            trials=MIXES,
+            trials=_EVERY_MIX,
             epochs=max(2, rules.epochs),
             seed=self.seed,
             device=rules.device,
@@ -245,7 +244,7 @@ class Cell:
         """Return the command line that makes this row's file again."""
         words = ["featherweight", "compress", rules.task, "--budget", f"size<={self.budget}", "--seed", str(self.seed)]
         if self.contender.recipe is None:
-            return shlex.join([*words, "--trials", str(MIXES), "--epochs", str(max(2, rules.epochs))])
+            return shlex.join([*words, "--trials", str(_EVERY_MIX), "--epochs", str(max(2, rules.epochs))])
         return shlex.join([*words, "--recipe", str(self.path.with_suffix(".yaml"))])
 
 

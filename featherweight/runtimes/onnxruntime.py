@@ -36,7 +36,7 @@ class OnnxRuntime(Runtime):
     """ONNX Runtime on the CPU."""
 
     package = "onnxruntime"
-    clocked = True
+    clocked: ClassVar[bool] = True
     about: ClassVar[str] = "the default: runs every artifact, int8 as integers"
 
     def export(self, subject: Subject, folder: Path) -> Path:
