@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from typing import Any
 
 from featherweight import measurement as measuring
 from featherweight.allocation import EIGHTHS, tables_of, with_seconds
@@ -19,6 +20,7 @@ from featherweight.technique import Context, Recipe
 from featherweight.techniques import FoldBatchNorm, QuantizeStatic
 
 _COMPARED = 2048  # validation samples on which mixes are compared
+_EPOCHS = 4  # with fewer, short trainings read a part of an epoch
 _CORRECTIONS = 6  # of the seconds of one mix
 
 
@@ -144,10 +146,17 @@ class Candidates:
             return self.best, told[self.best][1]
         return self.best, 1.0
 
+    def _steps(self, strength: Strength) -> int | None:
+        """Of an epoch of a short training; all where the full one has epochs enough that a part of them is short."""
+        loader: Any = self.job.data.train
+        if strength.epochs >= _EPOCHS or not hasattr(loader, "__len__"):
+            return None
+        return max(1, round(len(loader) * strength.epochs / _EPOCHS**2))
+
     def _short(self, strength: Strength, name: str, recipe: Recipe) -> tuple[float, float]:
         """The divergence of a candidate, and its size over the limit."""
         job = self.job
-        result: Result = job.execute(recipe, by_user=False, measure=False)
+        result: Result = job.execute(recipe, by_user=False, measure=False, steps=self._steps(strength))
         data = dataclasses.replace(job.data, calibrate=job.data.validate)
         reference = Reference(job.model, Context(data=data), _COMPARED)
         found = reference.divergence(result.model)

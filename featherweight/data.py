@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -59,6 +60,27 @@ class Task:
     model: nn.Module
     data: Data
     name: str = field(default="task")
+
+
+class Shortened:
+    """The first batches of a loader, as it would give them, with the generator that it draws their order from.
+
+    Args:
+        loader: of training data, with a length.
+        steps: how many batches, at least 1.
+    """
+
+    def __init__(self, loader: Loader, steps: int) -> None:
+        self._loader, self._steps = loader, steps
+        self.generator = getattr(loader, "generator", None)
+        self.sampler = getattr(loader, "sampler", None)
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self._loader), self._steps)
+
+    def __len__(self) -> int:
+        loader: Any = self._loader
+        return min(self._steps, len(loader))
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:

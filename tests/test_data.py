@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from featherweight.data import (
     Data,
+    Shortened,
     as_call,
     batches,
     complete,
@@ -19,6 +20,7 @@ from featherweight.data import (
 )
 from featherweight.errors import DataError
 from featherweight.scoring import loss_function
+from featherweight.techniques.seeding import reseeded
 
 
 def test_batches_are_split_and_moved():
@@ -154,3 +156,16 @@ def test_what_cannot_be_split():
     ):
         with pytest.raises(DataError, match=words):
             complete(data)
+
+
+def test_a_shortened_loader_gives_the_first_batches_of_each_epoch_and_is_reseeded_like_the_whole():
+    generator = torch.Generator().manual_seed(0)
+    whole = DataLoader(TensorDataset(torch.arange(32.0)), batch_size=4, shuffle=True, generator=generator)
+    part = Shortened(whole, 3)
+    assert len(part) == 3
+    with reseeded(part, 7):
+        first = [batch[0] for batch in part]
+    with reseeded(whole, 7):
+        expected = [batch[0] for batch in whole][:3]
+    assert all(torch.equal(a, b) for a, b in zip(first, expected, strict=True))
+    assert len(Shortened(whole, 100)) == len(whole) == len(list(Shortened(whole, 100)))
