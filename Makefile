@@ -50,10 +50,12 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/bytes_open.py
 	$(BIN)/python benchmarks/bytes_rdoq.py
 	$(BIN)/python benchmarks/bytes_lenet.py
+	$(BIN)/python benchmarks/bytes_vgg19.py
 	$(BIN)/python benchmarks/evaluation_recipes.py
 	$(BIN)/python benchmarks/evaluation_report.py
 	$(BIN)/python benchmarks/evaluation_tables.py
 	$(BIN)/python benchmarks/evaluation_robustness.py
+	$(BIN)/python benchmarks/evaluation_newcomer.py
 	$(BIN)/python benchmarks/budget_latency.py
 	$(BIN)/python benchmarks/budget_resnet20.py
 	$(BIN)/python benchmarks/budget_kill.py

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,16 +62,44 @@ def run(technique: Technique, model: nn.Module, context: Context) -> Outcome:
     try:
         edit = next(generator)
         while True:
-            kept = _checked_apply(copied, edit, inputs, expected, calls, context)
-            if kept is not None:
-                done.append(kept)
-            edit = generator.send(kept is not None)
+            asked = edit if isinstance(edit, tuple) else (edit,)
+            kept = _applied(copied, asked, inputs, expected, calls, context)
+            done += kept
+            edit = generator.send(len(kept) == len(asked))
     except StopIteration:
         pass
     except FeatherweightError as error:
         error.add_note(f"while applying {context.step or technique} to {type(model).__name__}")
         raise
     return Outcome(copied, done)
+
+
+def _applied(
+    model: nn.Module, edits: tuple[Edit, ...], inputs: Inputs, expected: str, calls: _Calls, context: Context
+) -> list[Edit]:
+    """Apply edits and return those that stayed: checked once together, and by halves where that fails."""
+    if len(edits) < 2:
+        kept = [_checked_apply(model, edit, inputs, expected, calls, context) for edit in edits]
+        return [edit for edit in kept if edit is not None]
+    back: list[Callable[[], None]] = []
+    try:
+        for edit in edits:
+            back.append(apply(model, edit))
+        wrong = _what_is_wrong(model, edits, inputs, expected, calls, None)
+    except ModelError as error:
+        wrong = str(error)
+    if not wrong:
+        for edit in edits:
+            context.sparse.update(getattr(edit, "sparse", ()))
+        return list(edits)
+    for undo in reversed(back):
+        undo()
+    middle = len(edits) // 2
+    return [
+        edit
+        for half in (edits[:middle], edits[middle:])
+        for edit in _applied(model, half, inputs, expected, calls, context)
+    ]
 
 
 def _checked_apply(
@@ -86,7 +114,7 @@ def _checked_apply(
         except ModelError as error:
             reason = reason or str(error)
             break
-        wrong = _what_is_wrong(model, variant, inputs, expected, calls, reference)
+        wrong = _what_is_wrong(model, (variant,), inputs, expected, calls, reference)
         if not wrong:
             context.sparse.update(getattr(variant, "sparse", ()))
             return variant
@@ -102,15 +130,21 @@ def _refuse(context: Context, edit: Edit, reason: str) -> None:
 
 
 def _what_is_wrong(
-    model: nn.Module, edit: Edit, inputs: Inputs, expected: str, calls: _Calls, reference: list[Tensor] | None
+    model: nn.Module,
+    edits: tuple[Edit, ...],
+    inputs: Inputs,
+    expected: str,
+    calls: _Calls,
+    reference: list[Tensor] | None,
 ) -> str:
     """Return why the model cannot stay like this, or an empty string."""
     try:
         output = _try_forward(model, inputs, "after the change")
     except ModelError as error:
         return str(error)
-    if isinstance(edit, Swap) and not calls.reach(edit.path):
-        return f"its parent reads the weight of {edit.path} and never calls it, so a replacement would be bypassed"
+    bypassed = calls.bypassed([edit.path for edit in edits if isinstance(edit, Swap)])
+    if bypassed:
+        return f"its parent reads the weight of {bypassed[0]} and never calls it, so a replacement would be bypassed"
     if _shape_of(output) != expected:
         return f"the output became {_shape_of(output)} where it was {expected}"
     if reference is not None:
@@ -131,15 +165,17 @@ class _Calls:
         self.model, self.inputs = model, inputs
         self.known: set[str] | None = None
 
-    def reach(self, path: str) -> bool:
-        """Whether the forward calls the module at a path, after a Swap there."""
+    def bypassed(self, paths: list[str]) -> list[str]:
+        """Return which of these paths the forward does not call, after Swaps there."""
         if self.known is None:
             self.known = self._watched(dict(self.model.named_modules(remove_duplicate=False)))
-        inside = f"{path}." if path else ""
-        self.known -= {known for known in self.known if known.startswith(inside) and known != path}
-        if path not in self.known:
-            self.known |= self._watched({path: module_at(self.model, path)})
-        return path in self.known
+        for path in paths:
+            inside = f"{path}." if path else ""
+            self.known -= {known for known in self.known if known.startswith(inside) and known != path}
+        unknown = [path for path in paths if path not in self.known]
+        if unknown:
+            self.known |= self._watched({path: module_at(self.model, path) for path in unknown})
+        return [path for path in unknown if path not in self.known]
 
     def _watched(self, modules: Mapping[str, nn.Module]) -> set[str]:
         called: set[str] = set()

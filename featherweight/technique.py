@@ -25,7 +25,8 @@ Layer = TypeVar("Layer", bound=nn.Module)
 Report = Callable[[str, float], None]
 """Takes a one-line message and the share of that work done, 0 to 1."""
 
-Edits = Generator[Edit, bool, None]
+Edits = Generator[Edit | tuple[Edit, ...], bool, None]
+"""Edits that do not depend on each other may come as one tuple, which is checked in one go; True means that all of them stayed."""
 MASKED_TOLERANCE = 1e-3
 
 

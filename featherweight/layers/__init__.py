@@ -23,6 +23,7 @@ from featherweight.layers.quantized import QuantizedLayer, QuantizedLinear
 from featherweight.layers.quantized_convolutions import QuantizedConv, QuantizedTransposedConv
 from featherweight.layers.quantized_embedding import QuantizedEmbedding
 from featherweight.layers.recurrent import SplitRecurrent, recurrent
+from featherweight.layers.scaled import ScaledLinear
 from featherweight.layers.shared import SharedConv, SharedEmbedding, SharedLayer, SharedLinear, SharedTransposedConv
 from featherweight.layers.skip import Skip
 from featherweight.layers.tensorized import GroupLinear, TensorTrainEmbedding, TensorTrainLinear
@@ -30,6 +31,7 @@ from featherweight.layers.tensorized import GroupLinear, TensorTrainEmbedding, T
 KINDS: dict[str, Callable[..., nn.Module]] = {
     "identity": identity,
     "linear": linear,
+    "scaled_linear": ScaledLinear,
     "convolution": convolution,
     "factored_linear": factored_linear,
     "factored_convolution": factored_convolution,

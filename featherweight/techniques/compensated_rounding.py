@@ -55,7 +55,11 @@ def fitted(layer: nn.Module, fresh: QuantizedLayer, pair: Pair, sparse: bool) ->
     groups, columns = pair.mean.shape
     rows = weight.to(pair.second).reshape(groups, -1, columns)
     second, cross = pair.centred() if isinstance(bias, Tensor) else (pair.second, pair.cross)
-    unsure = max(1.0, columns / pair.count)  # fewer inputs than columns say little of most directions
+    import os
+
+    unsure = max(
+        1.0, columns / min(pair.count, float(os.environ.get("UNSURE", "1e9")))
+    )  # fewer inputs than columns say little of most directions
     damping = unsure * DAMPING * second.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_TINY)
     ridge = torch.diag_embed(damping[:, None].expand(groups, columns))
     held = (rows == 0) & sparse

@@ -29,15 +29,16 @@ class Damage:
         model: run in evaluation mode; it comes back as it was.
         context: calibration data, loss and device.
         count: batches to read.
+        outputs: of the model for these batches, where they are known.
 
     Raises:
         DataError: there is no calibration data.
     """
 
-    def __init__(self, model: nn.Module, context: Context, count: int) -> None:
+    def __init__(self, model: nn.Module, context: Context, count: int, outputs: Sequence[Any] | None = None) -> None:
         self._context, self._count = context, count
         self._kind = output_kind(context.data.loss)
-        self._wanted = self._outputs(model)
+        self._wanted = self._outputs(model) if outputs is None else [self._selected(output) for output in outputs]
 
     def of(self, model: nn.Module) -> float:
         """Return the mean divergence of the model's outputs; 0 for the model itself."""
@@ -64,8 +65,11 @@ class Damage:
             for inputs, _ in islice(
                 batches(self._context.data.calibrate, "calibrate", self._context.device), self._count
             ):
-                found.append(select_output(forward(model, inputs), self._context.data.output).double())
+                found.append(self._selected(forward(model, inputs)))
         return found
+
+    def _selected(self, output: Any) -> Tensor:
+        return select_output(output, self._context.data.output).double()
 
 
 def damage_table(

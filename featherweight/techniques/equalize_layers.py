@@ -36,22 +36,28 @@ class EqualizeLayers(Technique):
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield one Write of all scaled weights."""
         try:
-            pairs = [link for link in links(model, context) if len(link.consumers) == 1]
+            found = links(model, context)
         except ModelError as error:
             context.leave("", str(error))
             return
-        pairs = [link for link in pairs if not isinstance(module_at(model, link.producer), nn.LayerNorm)]
+        pairs = [
+            (link.producer, link.consumers[0])
+            for link in found
+            if link.producer is not None
+            and len(link.consumers) == 1
+            and not isinstance(module_at(model, link.producer), nn.LayerNorm)
+        ]
         if not pairs:
             context.leave("", "no two layers have nothing but ReLU, pooling and dropout between them")
             return
         state = {
             f"{path}.{name}".lstrip("."): value.detach().double()
-            for link in pairs
-            for path in (link.producer, *link.consumers)
+            for pair in pairs
+            for path in pair
             for name, value in module_at(model, path).named_parameters()
         }
         for _ in range(self.rounds):
-            moved = [_equalized(state, link.producer, link.consumers[0]) for link in pairs]
+            moved = [_equalized(state, *pair) for pair in pairs]
             if max(moved) < _CLOSE:
                 break
         kept = {name: value.to(model.get_parameter(name)) for name, value in state.items()}

@@ -32,13 +32,15 @@ class FoldBatchNorm(Technique):
     stage: ClassVar[Stage | None] = Stage.FOLD
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
-        """Yield, for each pair, a Swap of the layer (with a bias) and a Swap of the norm by an identity."""
+        """Yield a Swap of each layer (with a bias), and then one of each norm by an identity."""
         try:
             pairs = dict(norm_pairs(model, context))
         except ModelError as error:
             for path, _ in context.targets(model, *_NORMS):
                 context.leave(path, str(error))
             return
+        folded: dict[str, tuple[str, nn.Module]] = {}
+        swaps: list[Swap] = []
         for norm_path, norm in list(context.targets(model, *_NORMS)):
             if norm_path not in pairs:
                 context.leave(norm_path, "no convolution or linear layer feeds it alone")
@@ -49,12 +51,21 @@ class FoldBatchNorm(Technique):
             if obstacle:
                 context.leave(norm_path, obstacle)
                 continue
-            weight, bias = _folded(layer, norm)
-            if not (yield _with_bias(path, layer, weight, bias)):
-                continue
-            if not (yield Swap(norm_path, "identity", {}, {})):
-                old = layer.bias.detach() if isinstance(layer.bias, Tensor) else torch.zeros_like(bias)
-                yield _with_bias(path, layer, layer.get_parameter("weight").detach(), old)
+            folded[norm_path] = path, layer
+            swaps.append(_with_bias(path, layer, *_folded(layer, norm)))
+        yield tuple(swaps)
+        merged = [norm_path for norm_path, (path, layer) in folded.items() if module_at(model, path) is not layer]
+        norms = {norm_path: module_at(model, norm_path) for norm_path in merged}
+        if (yield tuple(Swap(norm_path, "identity", {}, {}) for norm_path in merged)):
+            return
+        for norm_path in merged:
+            if module_at(model, norm_path) is norms[norm_path]:
+                path, layer = folded[norm_path]
+                weight = layer.get_parameter("weight").detach()
+                bias = (
+                    layer.bias.detach() if isinstance(layer.bias, Tensor) else torch.zeros_like(weight.flatten(1)[:, 0])
+                )
+                yield _with_bias(path, layer, weight, bias)
 
     def mildest(self) -> Technique:
         """Return itself: folding only rounds."""

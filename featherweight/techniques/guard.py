@@ -16,12 +16,7 @@ WIDTH = 8  # bits of the weights of a layer that fell back; its inputs are float
 
 
 def guarded(
-    model: nn.Module,
-    original: nn.Module,
-    context: Context,
-    layers: Mapping[str, nn.Module],
-    tolerance: float,
-    count: int,
+    model: nn.Module, damage: Damage, context: Context, layers: Mapping[str, nn.Module], tolerance: float
 ) -> Edits:
     """Yield Swaps that give layers 8-bit weights and float inputs, the most helpful first, until outputs are near enough.
 
@@ -29,13 +24,11 @@ def guarded(
 
     Args:
         model: quantized; read when each Swap is asked for.
-        original: what it was before.
-        context: calibration data, loss, and where to record.
+        damage: made of what it was before.
+        context: where to record.
         layers: what may fall back: the float layer of each path.
         tolerance: how far outputs may be from the original's, see `Damage`.
-        count: calibration batches to read.
     """
-    damage = Damage(original, context, count)
     lost = damage.of(model)
     if lost <= tolerance:
         return

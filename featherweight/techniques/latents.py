@@ -122,7 +122,7 @@ def _input_grids(
             context.leave(path, "its input stays float: a recurrent kernel computes with float states")
         elif isinstance(layer, COMPUTING):
             paths.append(path)
-    entered, _ = observe(model, context, paths, widths.batches)
+    entered, _, _ = observe(model, context, paths, widths.batches)
     grids = {}
     for path in paths:
         if path not in entered:

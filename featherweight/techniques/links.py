@@ -40,16 +40,19 @@ class Link:
     """Channels that one layer makes and others read, and nobody else.
 
     Attributes:
-        producer: path of a linear layer, a convolution or a layer norm with weights.
+        producer: path of a linear layer, a convolution or a layer norm with weights; None where what a linear layer reads is read by
+            others too, or is made by something that no factor passes through.
         consumers: paths of linear layers or convolutions.
     """
 
-    producer: str
+    producer: str | None
     consumers: tuple[str, ...]
 
 
 def links(model: nn.Module, context: Context) -> list[Link]:
     """Return the links between layers in scope, each called once and with a weight of its own, in the order of their calls.
+
+    The linear layers that have none come last, each with no producer.
 
     Raises:
         ModelError: the model cannot be traced.
@@ -74,7 +77,7 @@ def links(model: nn.Module, context: Context) -> list[Link]:
             and context.in_scope(path)
         )
 
-    found = []
+    found = list[Link]()
     for node in graph.nodes:
         if node.target not in (*_COMPUTE, aten.layer_norm.default):
             continue
@@ -86,7 +89,10 @@ def links(model: nn.Module, context: Context) -> list[Link]:
         alike = all((end.target in _CONVOLVE) == convolves for end in ends)
         if alike and all(map(free, (path, *consumers))) and _last_dimension_alone(module_at(model, path)):
             found.append(Link(path, consumers))
-    return found
+    linked = {path for link in found for path in link.consumers}
+    linear = [first[module_path(node)] for node in graph.nodes if node.target == aten.linear.default]
+    alone = [path for path in linear if path not in linked and type(module_at(model, path)) is nn.Linear and free(path)]
+    return [*found, *(Link(None, (path,)) for path in alone)]
 
 
 def _ends(node: Node) -> list[Node] | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,28 +44,31 @@ class Observed:
 
 
 def observe(
-    model: nn.Module, context: Context, paths: Iterable[str], count: int
-) -> tuple[dict[str, Observed], dict[str, Observed]]:
-    """Run calibration batches and return what entered and what left each layer, by path.
+    model: nn.Module, context: Context, paths: Iterable[str], count: int, leaving: Container[str] = (), keep: int = 0
+) -> tuple[dict[str, Observed], dict[str, Observed], list[Any]]:
+    """Run calibration batches and return what entered layers and what left some, by path, and the model's first outputs.
 
     Args:
         model: run in evaluation mode as it is; its hooks are removed again, also on error.
         context: gives the loader and the device.
         paths: dotted paths of layers that take and return one tensor.
         count: batches to read.
+        leaving: those of the paths whose outputs are watched too.
+        keep: batches of which the model's outputs are returned.
 
     Raises:
         DataError: there is no calibration data, or it has NaN.
     """
     entered: dict[str, Observed] = {}
     left: dict[str, Observed] = {}
-    handles = []
+    handles, outputs = [], list[Any]()
 
     def hook(path: str) -> None:
         def see(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
             value = next(tensors((args, kwargs)))
             _update(entered, path, value, _channel_means(layer, value))
-            _update(left, path, output)
+            if path in leaving:
+                _update(left, path, output)
 
         handles.append(module_at(model, path).register_forward_hook(see, with_kwargs=True))
 
@@ -73,11 +77,12 @@ def observe(
             hook(path)
         with evaluating(model):
             for inputs, _ in islice(batches(context.data.calibrate, "calibrate", context.device), count):
-                forward(model, inputs)
+                output = forward(model, inputs)
+                outputs += [output] if len(outputs) < keep else []
     finally:
         for handle in handles:
             handle.remove()
-    return entered, left
+    return entered, left, outputs
 
 
 def _channel_means(layer: nn.Module, value: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from featherweight.data import as_call, example_inputs
-from featherweight.edits import private_copy
 from featherweight.errors import ModelError
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.damage import Damage
 from featherweight.techniques.guard import guarded
 from featherweight.techniques.observe import Observed, observe
 from featherweight.techniques.ranges import METHODS, unsigned_grid
@@ -25,7 +25,11 @@ from featherweight.trace import module_path, trace
 
 aten = torch.ops.aten
 _GUARDED = 4  # batches whose outputs are compared
-_TRANSPARENT = {aten.relu.default, aten.relu_.default, aten.dropout.default}
+_TRANSPARENT = {
+    *(aten.relu.default, aten.relu_.default, aten.dropout.default),
+    # what they cut off lies outside the grid behind them, so that runtimes leave them out
+    *(aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default, aten.clamp.default, aten.clamp_.default),
+}
 _WEIGHTS_ALONE = "integer weights alone: no runtime computes it on integer activations"
 _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 _COMPUTE = {*_CONVOLUTIONS, aten.linear.default}
@@ -36,7 +40,7 @@ _COMPUTE = {*_CONVOLUTIONS, aten.linear.default}
 class QuantizeStatic(Technique):
     """Quantize weights per channel to 8 bits and inputs to calibrated unsigned 8-bit grids.
 
-    Where a layer's output goes, through ReLU alone, into another quantized layer, that layer's input grid serves as its
+    Where a layer's output goes, through ReLU or a clip alone, into another quantized layer, that layer's input grid serves as its
     output grid; anywhere else a convolution gets a grid of its own, because ONNX Runtime computes it with integers only between
     two grids. Linear layers need none, and their outputs, such as those that enter a layer norm, stay float.
     The network's outputs stay float. Biases take what rounding changes in the mean output. Attention is first taken apart into
@@ -70,8 +74,9 @@ class QuantizeStatic(Technique):
         layers = quantizable(model, context, self.weight_bits, per_channel=True)
         inside = inside_recurrent(model)
         computing = [path for path, layer in layers if isinstance(layer, COMPUTING) and not path.startswith(inside)]
-        entered, left = observe(model, context, computing, self.batches)
         inner = _need_output_grid(model, context, set(computing))
+        entered, left, outputs = observe(model, context, computing, self.batches, inner, _GUARDED)
+        damage = Damage(model, context, len(outputs), outputs) if self.tolerance else None
         grids: dict[str, dict[str, Tensor]] = {}
         for path, _ in layers:
             if path in entered:
@@ -85,16 +90,17 @@ class QuantizeStatic(Technique):
         for path in filter(context.in_scope, (one.removesuffix(".") for one in inside)):
             context.leave(path, _WEIGHTS_ALONE)
         layers = [(path, layer) for path, layer in layers if path in grids or path not in computing]
-        original = private_copy(model)[0] if self.tolerance else model
         if self.rounding == "compensated":
             widths = {path: self.weight_bits for path, _ in layers}
             yield from sequential_swaps(model, context, layers, widths, True, self.batches, grids=grids, known=known)
         else:
-            for path, layer in layers:
-                mean = entered[path].mean if path in entered else None
-                yield quantized_swap(path, layer, self.weight_bits, True, grids.get(path), mean=mean)
-        if self.tolerance:
-            yield from guarded(model, original, context, dict(layers), self.tolerance, min(_GUARDED, self.batches))
+            means = {path: observed.mean for path, observed in entered.items()}
+            yield tuple(
+                quantized_swap(path, layer, self.weight_bits, True, grids.get(path), mean=means.get(path))
+                for path, layer in layers
+            )
+        if damage is not None:
+            yield from guarded(model, damage, context, dict(layers), self.tolerance)
 
     def mildest(self) -> Technique:
         """Return the default, 8 bits."""
@@ -124,7 +130,7 @@ def _need_output_grid(model: nn.Module, context: Context, quantized: set[str]) -
 
 
 def _end(node: Node) -> Node:
-    """The first node on the way of a value that is not a ReLU with a single user."""
+    """The first node on the way of a value that is not a ReLU or a clip with a single user."""
     while node.target in _TRANSPARENT and len(node.users) == 1:
         node = next(iter(node.users))
     return node

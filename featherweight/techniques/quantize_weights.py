@@ -7,9 +7,9 @@ from typing import ClassVar, final
 
 from torch import nn
 
-from featherweight.edits import private_copy
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.damage import Damage
 from featherweight.techniques.guard import guarded
 from featherweight.techniques.recurrent import recurrent_moments, recurrent_swaps
 from featherweight.techniques.sequential import sequential_swaps
@@ -60,17 +60,16 @@ class QuantizeWeights(Technique):
         known = recurrent_moments(model, context, self.batches) if self.rounding == "compensated" else {}
         yield from recurrent_swaps(model, context)
         layers = quantizable(model, context, self.bits, per_channel, self.group)
-        original = private_copy(model)[0] if self.tolerance else model
+        damage = Damage(model, context, self.batches) if self.tolerance else None
         if self.rounding == "compensated":
             widths = {path: self.bits for path, _ in layers}
             yield from sequential_swaps(
                 model, context, layers, widths, per_channel, self.batches, self.group, known=known
             )
         else:
-            for path, layer in layers:
-                yield quantized_swap(path, layer, self.bits, per_channel, group=self.group)
-        if self.tolerance:
-            yield from guarded(model, original, context, dict(layers), self.tolerance, self.batches)
+            yield tuple(quantized_swap(path, layer, self.bits, per_channel, group=self.group) for path, layer in layers)
+        if damage is not None:
+            yield from guarded(model, damage, context, dict(layers), self.tolerance)
 
     def mildest(self) -> Technique:
         """Return 8 bits a channel."""

@@ -34,11 +34,26 @@ def test_observation_sees_ranges_and_leaves_no_hook():
         example=torch.ones(1, 1),
         calibrate=[torch.tensor([[1.0], [-3.0]]), torch.tensor([[5.0], [0.0]]), torch.full((1, 1), 99.0)],
     )
-    entered, left = observe(model, Context(data=data), ["0"], 2)
+    entered, left, outputs = observe(model, Context(data=data), ["0"], 2, {"0"}, 1)
     assert (entered["0"].low, entered["0"].high) == (-3.0, 5.0)
     assert (left["0"].low, left["0"].high) == (-6.0, 10.0)
+    assert [output.flatten().tolist() for output in outputs] == [[2.0, -6.0]]
+    assert observe(model, Context(data=data), ["0"], 2)[1:] == ({}, [])
     assert not model[0]._forward_hooks
     assert model.training
+
+
+def test_a_clip_needs_no_grid_in_front_of_it():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Conv2d(4, 4, 3), nn.Hardtanh(), nn.Conv2d(4, 2, 3)).eval()
+        inputs = 20 * torch.randn(8, 3, 9, 9)
+    data = Data(example=inputs[:1], calibrate=[inputs], loss="mse")
+    output, _ = run(QuantizeStatic(), model, Context(data=data))
+    assert [output[place].output_grid for place in (0, 2, 4)] == [False] * 3
+    with torch.no_grad():
+        gap, size = (output(inputs) - model(inputs)).square().sum(), model(inputs).square().sum()
+    assert gap < 1e-3 * size
 
 
 def test_output_grids_only_where_needed():

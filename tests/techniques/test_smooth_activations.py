@@ -59,3 +59,36 @@ def test_channels_that_round_well_are_left():
     _, edits = run(SmoothActivations(), model, context)
     assert edits == []
     assert [(u.path, u.reason) for u in context.untouched] == [("0", "its channels round best as they are")]
+
+
+def test_behind_a_residual_sum_a_multiplication_takes_the_factors():
+    class PostNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.inner = nn.LayerNorm(8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            entered = self.norm(x)
+            return entered + self.inner(entered)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, inputs = PostNorm().eval(), torch.randn(64, 8)
+    model.norm.weight.data[3] = 200.0
+    model.inner.weight.data[:, 3] /= 200.0
+    data = Data(example=inputs[:1], calibrate=[inputs], loss="mse")
+    output, edits = run(SmoothActivations(), model, Context(data=data))
+    assert [edit.kind for edit in edits] == ["scaled_linear"]
+    assert output.inner.factors[3] < 0.2
+    with torch.no_grad():
+        assert torch.allclose(output(inputs), model(inputs), atol=1e-4)
+    entered = model.norm(inputs)
+    errors = []
+    for recipe in (
+        Recipe((QuantizeStatic(tolerance=0.0),)),
+        Recipe((SmoothActivations(), QuantizeStatic(tolerance=0.0))),
+    ):
+        small, _ = run(recipe, model, Context(data=data))
+        with torch.no_grad():
+            errors.append(float((small.inner(entered) - model.inner(entered)).square().sum()))
+    assert errors[1] < errors[0] / 4
