@@ -33,5 +33,8 @@ def post_training(bits: float = 8, integers: bool = True, batches: int = 8) -> R
         quantize = QuantizeStatic(batches=batches, weight_bits=int(bits), rounding="compensated")
         return FoldBatchNorm() + SmoothActivations() + quantize
     if whole:
-        return FoldBatchNorm() + QuantizeWeights(bits=int(bits), batches=batches, rounding="compensated")
+        guard = 0.02 if bits < 8 else 0.0
+        return FoldBatchNorm() + QuantizeWeights(
+            bits=int(bits), batches=batches, rounding="compensated", tolerance=guard
+        )
     return FoldBatchNorm() + MixPrecisions(bits=bits, batches=batches)

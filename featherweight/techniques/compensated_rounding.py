@@ -19,6 +19,7 @@ from featherweight.techniques.paired import Pair
 from featherweight.techniques.rounding import grid_scale
 
 DAMPING = 0.01  # of the mean second moment
+_FAITHFUL = 8  # bits at which weights are rounded towards themselves
 _SWEEPS = 3
 _TINY = 1e-12
 
@@ -41,7 +42,8 @@ class Fitted:
 def fitted(layer: nn.Module, fresh: QuantizedLayer, pair: Pair, sparse: bool) -> Fitted:
     """Return codes, scales and bias whose outputs in the changed model are nearest to the layer's in the original.
 
-    First the weight that does so without rounding is found by least squares; then columns are rounded in the order of their
+    At few bits the weight that does so without rounding is found first, by least squares; at `_FAITHFUL` bits and more there is little
+    to make good, and shrinking what is noisy would cost signal. Then columns are rounded in the order of their
     inputs' energy, each one's error moved to those behind; then single codes are changed as long as that helps, and scales
     refitted in between. The bias takes what is left of the mean.
 
@@ -55,15 +57,14 @@ def fitted(layer: nn.Module, fresh: QuantizedLayer, pair: Pair, sparse: bool) ->
     groups, columns = pair.mean.shape
     rows = weight.to(pair.second).reshape(groups, -1, columns)
     second, cross = pair.centred() if isinstance(bias, Tensor) else (pair.second, pair.cross)
-    import os
-
-    unsure = max(
-        1.0, columns / min(pair.count, float(os.environ.get("UNSURE", "1e9")))
-    )  # fewer inputs than columns say little of most directions
+    unsure = max(1.0, columns / pair.samples)  # fewer samples than columns say little of most directions
     damping = unsure * DAMPING * second.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_TINY)
     ridge = torch.diag_embed(damping[:, None].expand(groups, columns))
     held = (rows == 0) & sparse
-    target = torch.linalg.solve(second + ridge, rows @ (cross + ridge), left=False).masked_fill(held, 0.0)
+    if fresh.bits < _FAITHFUL:
+        target = torch.linalg.solve(second + ridge, rows @ (cross + ridge), left=False).masked_fill(held, 0.0)
+    else:
+        target = rows.masked_fill(held, 0.0)
     worth = (second + ridge).diagonal(dim1=1, dim2=2)[:, None].expand_as(target)
     scale = grid_scale(
         fresh.rows(target.reshape(weight.shape)), fresh.bits, True, fresh.full, fresh.rows(worth.reshape(weight.shape))

@@ -29,14 +29,14 @@ class Pair:
         changed: `E[y]`, the same.
         second: `E[y y^T]`, `[groups, in, in]` float64.
         cross: `E[x y^T]`, the same.
-        count: inputs that they are taken over.
+        samples: that the inputs come from: positions of one sample are much alike.
     """
 
     mean: Tensor
     changed: Tensor
     second: Tensor
     cross: Tensor
-    count: int = 1 << 30
+    samples: int = 1 << 30
 
     def centred(self) -> tuple[Tensor, Tensor]:
         """Return `second` and `cross` about the means."""
@@ -115,6 +115,7 @@ class _Sums:
         self.waiting: dict[str, list[Tensor]] = {path: [] for path in layers}
         self.totals: dict[str, list[Tensor]] = {}
         self.counts: dict[str, int] = {}
+        self.samples: dict[str, int] = {}
         self.turn, self.calls, self.usual = 0, 0, 0
 
     def hooks(self, see: Callable[[str, Tensor], None]) -> dict[str, Callable[..., None]]:
@@ -145,10 +146,11 @@ class _Sums:
             known = self.totals.get(path)
             self.totals[path] = found if known is None else [a + b for a, b in zip(known, found, strict=True)]
             self.counts[path] = self.counts.get(path, 0) + old.shape[1]
+        self.samples[path] = self.samples.get(path, 0) + len(value)
 
     def pairs(self) -> dict[str, Pair]:
         pairs = {}
         for path, totals in self.totals.items():
             mean, changed, second, cross = (value / self.counts[path] for value in totals)
-            pairs[path] = Pair(mean, changed, second, cross, self.counts[path])
+            pairs[path] = Pair(mean, changed, second, cross, self.samples[path])
         return pairs

@@ -47,8 +47,9 @@ class QuantizeStatic(Technique):
     linear layers. Layers that no runtime computes on integer activations (recurrent ones, embeddings, transposed convolutions)
     get integer weights alone, and are listed.
 
-    `range`: how much of what passed a grid covers: what lowers the squared error, all, the moving average over batches, all but
-    one value in 10,000 on either side, or what keeps the distribution (Kullback-Leibler divergence). `rounding`: of the weights,
+    `range`: how much of what passed a grid covers: the moving average of what each batch needs, all, what lowers the squared error
+    of the values, all but one in 10,000 on either side, or what keeps the distribution (Kullback-Leibler divergence). The squared
+    error is no good guide for whole networks: it clips the large values that decide outputs. `rounding`: of the weights,
     as in `quantize_weights`; `compensated` makes good for rounded inputs too. `tolerance`: where outputs on calibration data
     differ by more (divergence in nats for classes, a share of the variance for values), layers that hurt fall back to 8-bit
     weights and float inputs, and are listed; 0 for no limit.
@@ -60,7 +61,7 @@ class QuantizeStatic(Technique):
 
     stage: ClassVar[Stage | None] = Stage.QUANTIZE
     needs: ClassVar[frozenset[str]] = frozenset({"calibrate"})
-    range: str = setting("mse", choices=METHODS)
+    range: str = setting("average", choices=METHODS)
     batches: int = setting(8, low=1, high=100_000)
     weight_bits: int = setting(8, low=2, high=8)
     rounding: str = setting("nearest", choices=("nearest", "compensated"))

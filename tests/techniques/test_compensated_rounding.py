@@ -91,7 +91,7 @@ def test_a_layer_makes_good_for_what_happened_before_it():
     changed = inputs / 2 + 3
     moments = [inputs.mean(), changed.mean(), (changed * changed).mean(), (inputs * changed).mean()]
     pair = Pair(*(m.reshape(1, 1) for m in moments[:2]), *(m.reshape(1, 1, 1) for m in moments[2:]))
-    fresh = build("quantized_linear", {"in_features": 1, "out_features": 1, "bits": 8})
+    fresh = build("quantized_linear", {"in_features": 1, "out_features": 1, "bits": 7})
     found = fitted(layer, fresh, pair, sparse=False)
     assert (found.codes * found.scale).item() == pytest.approx(2.0, rel=0.02)  # but for the damping
     given = changed * (found.codes * found.scale).item() + found.bias.item()
@@ -105,9 +105,9 @@ def test_few_samples_are_not_fitted_closely():
     model = nn.Sequential(layer)
     context = Context(data=Data(example=inputs[:1], calibrate=[inputs]))
     pair = paired_moments(model, copy.deepcopy(model), context, ["0"], 1)["0"]
-    assert pair.count == 6
+    assert pair.samples == 6
     kind, errors = build("quantized_linear", {"in_features": 64, "out_features": 16, "bits": 3}), []
-    for seen in (pair, dataclasses.replace(pair, count=64)):
+    for seen in (pair, dataclasses.replace(pair, samples=64)):
         found = fitted(layer, kind, seen, sparse=False)
         lost = layer.weight.detach() - found.codes.float() * found.scale[:, None]
         errors.append(float((fresh_inputs @ lost.T).square().mean()))

@@ -46,7 +46,9 @@ def test_observation_sees_ranges_and_leaves_no_hook():
 def test_a_clip_needs_no_grid_in_front_of_it():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Conv2d(4, 4, 3), nn.Hardtanh(), nn.Conv2d(4, 2, 3)).eval()
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Conv2d(4, 4, 3), nn.Hardtanh(), nn.Conv2d(4, 2, 3)
+        ).eval()
         inputs = 20 * torch.randn(8, 3, 9, 9)
     data = Data(example=inputs[:1], calibrate=[inputs], loss="mse")
     output, _ = run(QuantizeStatic(), model, Context(data=data))
