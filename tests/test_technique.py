@@ -58,6 +58,27 @@ def test_a_refused_edit_is_undone_said_and_told():
     assert torch.equal(output.a.weight, model.a.weight)
 
 
+def test_of_edits_that_come_together_only_the_wrong_one_is_refused():
+    def linear(path, width):
+        options = {"in_features": width, "out_features": width}
+        return Swap(path, "linear", options, {"weight": torch.eye(width), "bias": torch.zeros(width)})
+
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    right, wrong = [linear(str(place), 4) for place in (0, 1, 3, 4)], linear("2", 5)
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    _, kept, told, context = try_edits(model, torch.ones(1, 4), tuple(right))
+    assert (kept, told, context.untouched) == (right, [True], [])
+    few = len(calls)
+    output, kept, told, context = try_edits(model, torch.ones(1, 4), (*right[:2], wrong, *right[2:]))
+    assert [edit.path for edit in kept] == ["0", "1", "3", "4"]
+    assert told == [False]
+    assert [left.path for left in context.untouched] == ["2"]
+    assert torch.equal(output[2].weight, model[2].weight)
+    assert torch.equal(output[3].weight, torch.eye(4))
+    assert few < 5  # before, after, and with hooks: not once for each
+
+
 def test_a_cut_that_is_not_sound_is_refused():
     model = nn.Sequential(nn.Linear(3, 4), nn.Softmax(1), nn.Linear(4, 2))  # a softmax mixes the channels
     cut = Keep((Cut("0.weight", 0, (0, 1)), Cut("0.bias", 0, (0, 1)), Cut("2.weight", 1, (0, 1))))
