@@ -63,9 +63,9 @@ class Kind:
 KINDS = {
     "student": Kind(
         PruneChannels(ratio=0.87, importance="taylor"),
-        Distill(epochs=5, learning_rate=3e-3, teacher_share=0.0),
-        (0.3, 0.6),
-        3,
+        Distill(epochs=2, learning_rate=3e-3, teacher_share=0.0),
+        (0.3,),
+        2,
         share=0.96,
     ),
     "own": Kind(

@@ -31,6 +31,7 @@ from featherweight.trace import unfused
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 LAYERS = (nn.Linear, *CONVOLUTIONS, *RECURRENT, nn.MultiheadAttention, nn.Embedding)
+ROWS = 4096  # inputs of a layer, of each batch and beside one for each of its columns, that moments are well known from
 _VALUES = 1 << 24  # of unfolded patches held at once
 Seen = Callable[[nn.Module, str, Tensor], None]
 """Takes a layer, the attribute path of its weight, and what entered it: `[groups, n, in]`, or tokens for an embedding."""
@@ -54,7 +55,9 @@ class Part:
         return slice(self.turn % every, None, every)
 
 
-def second_moments(model: nn.Module, context: Context, paths: Iterable[str], batches: int) -> dict[str, Tensor]:
+def second_moments(
+    model: nn.Module, context: Context, paths: Iterable[str], batches: int, most: int | None = None
+) -> dict[str, Tensor]:
     """Return `E[x x^T]` of the flattened inputs of each weight matrix, by the first name of its tensor.
 
     The weight reshaped to `[groups, out, in]` multiplies inputs `[groups, in]`: grouped convolutions have their groups,
@@ -66,6 +69,7 @@ def second_moments(model: nn.Module, context: Context, paths: Iterable[str], bat
         context: gives the calibration loader and the device.
         paths: dotted paths of layers of the types in `LAYERS`.
         batches: how many batches to read.
+        most: inputs of a linear layer or a convolution in each batch, at about and beside one for each column; all when None.
 
     Returns:
         `[groups, in, in]` tensors in float64 on the context's device.
@@ -73,10 +77,12 @@ def second_moments(model: nn.Module, context: Context, paths: Iterable[str], bat
     Raises:
         DataError: there is no calibration data, or it has NaN.
     """
-    return {name: second for name, (_, second) in moments(model, context, paths, batches).items()}
+    return {name: second for name, (_, second) in moments(model, context, paths, batches, most).items()}
 
 
-def moments(model: nn.Module, context: Context, paths: Iterable[str], batches: int) -> dict[str, tuple[Tensor, Tensor]]:
+def moments(
+    model: nn.Module, context: Context, paths: Iterable[str], batches: int, most: int | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Return `E[x]` and `E[x x^T]` of what `second_moments` describes, `[groups, in]` and `[groups, in, in]`.
 
     Args:
@@ -84,6 +90,7 @@ def moments(model: nn.Module, context: Context, paths: Iterable[str], batches: i
         context: as for `second_moments`.
         paths: as for `second_moments`.
         batches: as for `second_moments`.
+        most: as for `second_moments`.
 
     Raises:
         DataError: there is no calibration data, or it has NaN.
@@ -96,13 +103,13 @@ def moments(model: nn.Module, context: Context, paths: Iterable[str], batches: i
         if isinstance(layer, nn.Embedding):
             return
         name = names[id(layer.get_parameter(weight))]
-        wide = inputs.double()
-        first, second = wide.sum(1), wide.transpose(1, 2) @ wide
+        wide = inputs.double() if most is None else inputs.float()  # few are added up well enough in single precision
+        first, second = wide.sum(1).double(), (wide.transpose(1, 2) @ wide).double()
         before = sums.get(name, (0.0, 0.0))
         sums[name] = first + before[0], second + before[1]
         counts[name] = counts.get(name, 0) + inputs.shape[1]
 
-    _watch(model, context, paths, batches, seen)
+    _watch(model, context, paths, batches, seen, most)
     return {name: (first / counts[name], second / counts[name]) for name, (first, second) in sums.items()}
 
 
@@ -218,23 +225,30 @@ class Enough(BaseException):
     """Ends a forward whose rest is of no interest; no `except Exception` of a user's model takes it for a failure."""
 
 
-def _watch(model: nn.Module, context: Context, paths: Iterable[str], count: int, seen: Seen) -> None:
-    calls, usual = 0, 0
+def _watch(
+    model: nn.Module, context: Context, paths: Iterable[str], count: int, seen: Seen, most: int | None = None
+) -> None:
+    calls, usual, turn = 0, 0, 0
 
     def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal calls
-        for weight, inputs in entering(layer, args, kwargs):
+        part = None
+        if most is not None and isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
+            part = Part(most + layer.weight[0].numel(), turn)
+        for weight, inputs in entering(layer, args, kwargs, part):
             seen(layer, weight, inputs)
         calls += 1
         if calls == usual:
             raise Enough
 
     with hooked(model, dict.fromkeys(paths, hook)), evaluating(model):
-        for inputs, _ in islice(read(context.data.calibrate, "calibrate", context.device), count):
+        some = islice(read(context.data.calibrate, "calibrate", context.device), count)
+        for inputs, _ in some:
             calls = 0
             with suppress(Enough):
                 forward(model, inputs)
             usual = usual or calls  # as often as on the first batch, which is run to its end
+            turn += 1
 
 
 def entering(

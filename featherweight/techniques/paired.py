@@ -14,10 +14,8 @@ from featherweight.data import batches, example_inputs, forward, tensors
 from featherweight.edits import module_at
 from featherweight.modes import evaluating
 from featherweight.technique import Context
-from featherweight.techniques.moments import Enough, Part, entering, hooked
+from featherweight.techniques.moments import ROWS, Enough, Part, entering, hooked
 from featherweight.techniques.ranges import Grid, on_grid
-
-_ROWS = 4096  # inputs of a layer that moments are taken over, of each batch, and one more for each of its columns
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ class _Sums:
         layer, before = self.layers[path], self.waiting[path].pop(0)
         if path in self.grids:
             value = on_grid(value, self.grids[path])
-        part = Part(_ROWS + layer.get_parameter("weight")[0].numel(), self.turn)
+        part = Part(ROWS + layer.get_parameter("weight")[0].numel(), self.turn)
         pairs = zip(entering(layer, (before,), {}, part), entering(layer, (value,), {}, part), strict=True)
         for (_, old), (_, new) in pairs:
             old, new = old.float(), new.float()

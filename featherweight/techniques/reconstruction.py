@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from featherweight.edits import Cut, Keep, module_at
 from featherweight.technique import Context
-from featherweight.techniques.moments import second_moments
+from featherweight.techniques.moments import ROWS, second_moments
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _RIDGE = 1e-3  # of the mean second moment; pulls towards the weights as they are, so no error can grow
@@ -49,7 +49,7 @@ def reconstructed(model: nn.Module, context: Context, keep: Keep, count: int) ->
             paths.append(path)
     if not paths:
         return {}
-    moments = second_moments(model, context, paths, count)
+    moments = second_moments(model, context, paths, count, ROWS)
     weights: dict[str, Tensor] = {}
     for name, moment in moments.items():
         weight = module_at(model, name.rpartition(".")[0]).get_parameter("weight").detach()

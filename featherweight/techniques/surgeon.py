@@ -15,7 +15,7 @@ from featherweight.edits import module_at
 from featherweight.errors import ModelError
 from featherweight.graph import CoupledGroup
 from featherweight.technique import Context
-from featherweight.techniques.moments import LAYERS, second_moments
+from featherweight.techniques.moments import LAYERS, ROWS, second_moments
 from featherweight.techniques.targets import norm_pairs
 
 _RIDGE = 1e-3  # of the mean second moment, so that inputs that never vary can be inverted
@@ -47,7 +47,7 @@ def removal_errors(
     scale = _scales(model, context)
     errors: list[Tensor | None] = [None] * len(groups)
     for places, names in _chunks(model, groups):
-        moments = second_moments(model, context, sorted({name.rpartition(".")[0] for name in names}), count)
+        moments = second_moments(model, context, sorted({name.rpartition(".")[0] for name in names}), count, ROWS)
         for place in places:
             readers = []
             for member, (name, dim) in enumerate(groups[place].members):
