@@ -67,6 +67,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/quantization_export.py
 	$(BIN)/python benchmarks/quantization_time.py
 	$(BIN)/python benchmarks/quantization_ptq.py
+	$(BIN)/python benchmarks/unmeasured.py
 	$(BIN)/python benchmarks/page.py
 
 docs: $(VENV)/.dev

@@ -18,6 +18,7 @@ HEADLINE = {
     "lstm.40x.drop": "the same LSTM, 40 times smaller: points lost",
     "pruning.resnet56.2.1x.drop": "ResNet-56 on CIFAR-10 (JPEG copy) at 2.1x fewer multiply-adds: points lost",
     "spine.resnet20.speed": "ResNet-20 on CIFAR-10 (JPEG copy), cut and on eight bits: times as fast",
+    "lowrank.vgg19.speed": "VGG-19 on CIFAR-10 (JPEG copy) by low rank alone, at most a point lost: times as fast",
     "quantization.lstm.w4.drop": "the LSTM on four bits, nothing trained: points lost",
     "distillation.ensemble.drop": "ten MLPs taught to a small one: points lost",
 }
