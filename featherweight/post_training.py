@@ -31,7 +31,7 @@ def post_training(bits: float = 8, integers: bool = True, batches: int = 8) -> R
         )
     if integers:
         quantize = QuantizeStatic(batches=batches, weight_bits=int(bits), rounding="compensated")
-        return FoldBatchNorm() + SmoothActivations() + quantize
+        return FoldBatchNorm() + SmoothActivations(multiply=True) + quantize
     if whole:
         guard = 0.02 if bits < 8 else 0.0
         return FoldBatchNorm() + QuantizeWeights(

@@ -77,7 +77,8 @@ def test_behind_a_residual_sum_a_multiplication_takes_the_factors():
     model.norm.weight.data[3] = 200.0
     model.inner.weight.data[:, 3] /= 200.0
     data = Data(example=inputs[:1], calibrate=[inputs], loss="mse")
-    output, edits = run(SmoothActivations(), model, Context(data=data))
+    assert run(SmoothActivations(), model, Context(data=data)).edits == []
+    output, edits = run(SmoothActivations(multiply=True), model, Context(data=data))
     assert [edit.kind for edit in edits] == ["scaled_linear"]
     assert output.inner.factors[3] < 0.2
     with torch.no_grad():
@@ -86,7 +87,7 @@ def test_behind_a_residual_sum_a_multiplication_takes_the_factors():
     errors = []
     for recipe in (
         Recipe((QuantizeStatic(tolerance=0.0),)),
-        Recipe((SmoothActivations(), QuantizeStatic(tolerance=0.0))),
+        Recipe((SmoothActivations(multiply=True), QuantizeStatic(tolerance=0.0))),
     ):
         small, _ = run(recipe, model, Context(data=data))
         with torch.no_grad():
