@@ -1,4 +1,4 @@
-"""Figures that no run has had yet, each with the command that measures it and about how long that takes.
+"""Figures that no run has had yet, each with the command that measures it and how long that is reckoned to take.
 
     python benchmarks/unmeasured.py
 
@@ -23,7 +23,6 @@ MINUTES = {
     },
     "quantization.efficientnet.over_best_runtime": ("quantization_latency.py efficientnet", 15),
     "quantization.export.unexplained": ("quantization_export.py", 30),
-    **{f"lowrank.{figure}": ("lowrank_vgg19.py", 60) for figure in ("vgg19.speed", "slimnets.ratio", "slimnets.speed")},
     "lowrank.whitened_over_plain": ("lowrank_sweep.py", 240),
     "distillation.unlabelled.recovery": ("distillation_unlabelled.py", 40),
     **{f"distillation.sets.{figure}": ("distillation_table.py", 600) for figure in ("soft_targets", "best_other")},
@@ -46,7 +45,7 @@ MINUTES = {
     "evaluation.newcomer.minutes": ("evaluation_newcomer.py", 20),
 }
 NO_SCRIPT = {
-    "lowrank.lstm.speed": "no runtime here has a recurrent operator over factors, and unrolled steps are slower than the dense one",
+    "lowrank.lstm.speed": "no script yet: a factored LSTM on a runtime has not been timed",
     "lowrank.allocated_over_uniform": "the sweep measures accuracy before healing alone; the healed half has no script yet",
 }
 
@@ -59,7 +58,7 @@ def main() -> None:
     known = {row["id"] for other in files for row in json.loads(other.read_text())}
     for identifier, (command, minutes) in MINUTES.items():
         if identifier not in known:
-            note = f"not run to its end yet: `python benchmarks/{command}` takes about {minutes} minutes of one core"
+            note = f"not run to its end yet: `python benchmarks/{command}` is reckoned at {minutes} minutes of one core"
             record(NAME, identifier, None, 0, note)
     for identifier, reason in NO_SCRIPT.items():
         if identifier not in known:

@@ -20,7 +20,7 @@ from featherweight.technique import Context, Recipe
 from featherweight.techniques import FoldBatchNorm, QuantizeStatic
 
 _COMPARED = 2048  # validation samples on which mixes are compared
-_EPOCHS = 4  # with fewer, short trainings read a part of an epoch
+_EPOCHS, _PART = 4, 16  # with fewer epochs, short trainings read so small a part of one, times their number
 _CORRECTIONS = 6  # of the seconds of one mix
 
 
@@ -151,7 +151,7 @@ class Candidates:
         loader: Any = self.job.data.train
         if strength.epochs >= _EPOCHS or not hasattr(loader, "__len__"):
             return None
-        return max(1, round(len(loader) * strength.epochs / _EPOCHS**2))
+        return max(1, round(len(loader) * strength.epochs / _PART))
 
     def _short(self, strength: Strength, name: str, recipe: Recipe) -> tuple[float, float]:
         """The divergence of a candidate, and its size over the limit."""
