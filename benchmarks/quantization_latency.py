@@ -5,7 +5,8 @@
 Needs the extras `bench`, `openvino`, `litert` and `ao`, and a quiet machine. Ours is what `auto` takes: the network as int8
 (`fold_batch_norm`, `quantize_static`) and as it was, on every runtime that agrees with PyTorch by at least 25 dB, or where no peer
 comes so near in `quantization_ptq.py`, by what the best of them has; layers whose integer form is slower on its runtime are computed
-with floats. Which one is decided in a first round of calls; the figures are from a second. What takes minutes to prepare is kept in the benchmarks' cache.
+with floats. Which one is decided in a first round of calls; the figures are from a second. What takes minutes to prepare is kept in
+the benchmarks' cache.
 """
 
 from __future__ import annotations

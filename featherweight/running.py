@@ -77,8 +77,11 @@ def run(technique: Technique, model: nn.Module, context: Context) -> Outcome:
 def _applied(
     model: nn.Module, edits: tuple[Edit, ...], inputs: Inputs, expected: str, calls: _Calls, context: Context
 ) -> list[Edit]:
-    """Apply edits and return those that stayed: checked once together, and by halves where that fails."""
-    if len(edits) < 2:
+    """Apply edits and return those that stayed: checked once together, and by halves where that fails.
+
+    A cut is held against its own masked model, and so never shares a check.
+    """
+    if len(edits) < 2 or any(isinstance(edit, Keep) for edit in edits):
         kept = [_checked_apply(model, edit, inputs, expected, calls, context) for edit in edits]
         return [edit for edit in kept if edit is not None]
     back: list[Callable[[], None]] = []

@@ -85,6 +85,10 @@ def test_a_cut_that_is_not_sound_is_refused():
     _, kept, told, context = try_edits(model, torch.ones(1, 3), cut)
     assert (kept, told) == ([], [False])
     assert "zeroed" in context.untouched[0].reason
+    keeps = (Write({"2.bias": torch.zeros(2)}), cut)
+    output, kept, told, _ = try_edits(model, torch.ones(1, 3), keeps)
+    assert (kept, told) == ([keeps[0]], [False])
+    assert output[0].weight.shape == (4, 3)
 
 
 def test_another_output_shape_is_refused():
