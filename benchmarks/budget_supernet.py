@@ -10,6 +10,7 @@ FEATHERWEIGHT_DATA=../shared/data python benchmarks/budget_supernet.py resnet20|
 from __future__ import annotations
 
 import argparse
+import copy
 import random
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from networks import EncoderLayer
-from originals import cache, original
+from originals import cache, device, original, trainer
 from results import keep, kept, record
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ def main() -> None:
         f"{mean(cells[f'{seed} {place} within'] for seed in asked.seeds):.4f}"
         for place in range(SUBNETS)
     )
-    note = f"the largest gap of {SUBNETS} subnets, test accuracy, {epochs} epochs each; {told}"
+    note = f"the largest gap of {SUBNETS} subnets, test accuracy, {epochs} epochs each, trained on {trainer()}; {told}"
     details = {"table": cells.get("front", [])} if cells.get("front") else None
     if epochs == EPOCHS[network]:
         record(NAME, f"budget.supernet.{network}.gap", round(mean(gaps[worst]), 4), len(asked.seeds), note, details)
@@ -88,9 +89,8 @@ def _cells(network: str, seed: int, epochs: int, cells: dict[str, Any], partial:
     """Fill in what is missing of one seed."""
     task = _task(network, seed)
     folder = cache() / f"supernet-{network}-{seed}-{epochs}.run"
-    context = Context(
-        data=task.data, teacher=task.model, seed=seed, workspace=folder, step=f"{network} {seed}", report=_say
-    )
+    teacher = copy.deepcopy(task.model).to(device())
+    context = Context(task.data, teacher, device(), seed, workspace=folder, step=f"{network} {seed}", report=_say)
     untrained = Supernet(task.model, context)
     draw = random.Random(seed)  # noqa: S311
     subnets = [untrained.smallest, *(untrained.sampled(draw) for _ in range(SUBNETS - 1))]
@@ -103,12 +103,12 @@ def _cells(network: str, seed: int, epochs: int, cells: dict[str, Any], partial:
         alone = run(
             Distill(epochs=epochs, learning_rate=RATES[network]), start, replace(context, step=f"alone {place}")
         )
-        cells[f"{seed} {place} alone"] = evaluate(alone.model, task.data, "test").value
+        cells[f"{seed} {place} alone"] = evaluate(alone.model.cpu(), task.data, "test").value
         keep(NAME, partial)
     trained = _trained(network, seed, epochs, task, context)
     for place, subnet in enumerate(subnets):
         if f"{seed} {place} within" not in cells:
-            cells[f"{seed} {place} within"] = evaluate(trained.extracted(subnet).model, task.data, "test").value
+            cells[f"{seed} {place} within"] = evaluate(trained.extracted(subnet).model.cpu(), task.data, "test").value
             keep(NAME, partial)
     if "front" not in cells and epochs == EPOCHS[network]:
         _front(trained, task, cells, partial)
@@ -139,7 +139,7 @@ def _front(supernet: Supernet, task: Task, cells: dict[str, Any], partial: dict[
         wanted[f"{' '.join(map(str, subnet.counts))} {' '.join(subnet.skipped)}"] = subnet
     for index, (key, subnet) in enumerate(wanted.items()):
         if key not in scored:
-            model = supernet.extracted(subnet).model
+            model = supernet.extracted(subnet).model.cpu()
             scored[key] = [structure(model, data).macs, evaluate(model, data, "validate").value]
             if index % 20 == 0:
                 keep(NAME, partial)

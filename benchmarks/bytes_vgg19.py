@@ -12,13 +12,14 @@ A cell that is done is kept, and a killed training goes on.
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from cifar import task
-from originals import cache
+from originals import cache, device, trainer
 from results import keep, kept, record
 from taught import taught
 from torch import nn
@@ -63,7 +64,7 @@ class Kind:
 KINDS = {
     "student": Kind(
         PruneChannels(ratio=0.87, importance="taylor"),
-        Distill(epochs=2, learning_rate=3e-3, teacher_share=0.0),
+        Distill(epochs=3, learning_rate=3e-3, teacher_share=0.0),
         (0.3,),
         2,
         share=0.96,
@@ -83,7 +84,7 @@ def cells(name: str, model: nn.Module, lessons: Data, done: dict[str, Any]) -> N
     kind = KINDS[name]
 
     def context(part: str) -> Context:
-        return Context(data=lessons, seed=0, report=_say, workspace=cache() / NAME / f"{name} {part}")
+        return Context(lessons, None, device(), report=_say, workspace=cache() / NAME / f"{name} {part}")
 
     start = model.to(memory_format=torch.channels_last)
     healed, edits = run(Recipe((kind.cut, kind.heal)), start, context("healed"))
@@ -93,7 +94,7 @@ def cells(name: str, model: nn.Module, lessons: Data, done: dict[str, Any]) -> N
             "macs": structure(healed, lessons).macs,
             "parameters": sum(value.numel() for value in healed.parameters()),
             "widths": [layer.out_channels for layer in healed.modules() if isinstance(layer, nn.Conv2d)],
-            "validate": 100 * evaluate(healed, lessons, "validate").value,
+            "validate": 100 * evaluate(healed, lessons, "validate", device()).value,
         }
         keep(NAME, done)
     _say(f"{name} healed: {done[f'{name} healed']}")
@@ -102,9 +103,11 @@ def cells(name: str, model: nn.Module, lessons: Data, done: dict[str, Any]) -> N
         if key not in done:
             penalized = PenalizeEntropy(kind.penalized, learning_rate=1e-3, rate=rate, bits=4, teacher_share=0.0)
             small, more = run(penalized, healed, context(f"{rate:g}"))
+            small.cpu()
             done[key] = {
                 "bytes": len(package(small, [*edits, *folds, *more], {}, export_graph(small, lessons)).to_bytes()),
                 "recipe": f"{kind.cut} -> {kind.heal} -> fold_batch_norm() -> {penalized}",
+                "trained_on": trainer(),
                 **{part: 100 * evaluate(small, lessons, part).value for part in ("validate", "test")},
             }
             keep(NAME, done)
@@ -125,8 +128,8 @@ def row(name: str, model: nn.Module, done: dict[str, Any]) -> None:
         f"whole file of {chosen['bytes']:,} bytes, graph and all, of {whole:,}: {whole / chosen['bytes']:.1f}x; test accuracy "
         f"{chosen['test']:.2f} %, of the original {before['test']:.2f} %, at least {kind.floor(before['test']):.2f} % is asked; "
         f"chosen on validation data ({chosen['validate']:.2f} % of {before['validate']:.2f} %); {healed['parameters']:,} parameters, "
-        f"{healed['macs']:,} multiply-adds, channels {healed['widths']}; {chosen['recipe']}; an epoch is {PASSES} passes over the "
-        "training data"
+        f"{healed['macs']:,} multiply-adds, channels {healed['widths']}; {chosen['recipe']}, trained on {chosen['trained_on']}; an "
+        f"epoch is {PASSES} passes over the training data"
     )
     record(NAME, f"bytes.vgg19.{name}.ratio", round(whole / chosen["bytes"], 1) if holds else None, 1, note, done)
 
@@ -138,9 +141,12 @@ def main() -> None:
     made, done = task("vgg19"), kept(NAME)
     torch.set_num_threads(1)
     if "original" not in done:
-        done["original"] = {part: 100 * evaluate(made.model, made.data, part).value for part in ("validate", "test")}
+        whole = copy.deepcopy(made.model).to(device())
+        done["original"] = {
+            part: 100 * evaluate(whole, made.data, part, device()).value for part in ("validate", "test")
+        }
         keep(NAME, done)
-    with torch.autocast("cpu", torch.bfloat16):  # the teacher's answers
+    with torch.autocast(device().type, torch.bfloat16):  # the teacher's answers
         lessons = taught(made.data, made.model, PASSES, 0)
     for name in asked.parse_args().rows:
         cells(name, made.model, lessons, done)

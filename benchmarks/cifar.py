@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import io
 import sys
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from networks import resnet20, resnet56, vgg19
-from originals import folder, original
+from originals import device, folder, original
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
@@ -31,6 +31,7 @@ NETWORKS = {"resnet20": (resnet20, IMAGENET), "resnet56": (resnet56, IMAGENET), 
 TUNE = Training(epochs=2, learning_rate=1e-3)
 
 
+@cache
 def _decoded(part: str) -> tuple[Tensor, Tensor]:
     with np.load(folder() / "cifar10_jpeg.npz", allow_pickle=False) as arrays:
         blob, offset = arrays[f"{part}_jpeg"].tobytes(), arrays[f"{part}_offset"]
@@ -51,7 +52,8 @@ class Augmented(TensorDataset):
         steps = torch.arange(32)
         columns = torch.where(torch.rand(count, 1, 1) < 0.5, right + steps, right + steps.flip(0))
         rows = down + steps[:, None]
-        moved = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows, columns]
+        places = (place.to(images.device) for place in (torch.arange(count)[:, None, None], rows, columns))
+        moved = padded.permute(0, 2, 3, 1)[tuple(places)]
         # left with channels last in memory: ResNets train 1.2 times as fast, VGG-19 twice
         return moved.permute(0, 3, 1, 2), labels
 
@@ -64,7 +66,7 @@ def data(normalise: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET, batc
     held = torch.cat([torch.nonzero(labels == label).flatten()[-HELD_OUT:] for label in range(10)]).sort().values
     kept = torch.ones(len(labels), dtype=torch.bool)
     kept[held] = False
-    samples = Augmented(images[kept], labels[kept])
+    samples = Augmented(images[kept].to(device()), labels[kept].to(device()))
     # the file is sorted by class, and a few batches must show them all
     some = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:1024]
     return Data(

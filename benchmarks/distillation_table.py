@@ -1,6 +1,7 @@
 """Students of three sizes on three data sets: trained alone, by soft targets, DKD, DIST and relations, with equal effort.
 
-    FEATHERWEIGHT_DATA=../shared/data python benchmarks/distillation_table.py [--names mnist digits cifar10]
+    FEATHERWEIGHT_DATA=../shared/data python benchmarks/distillation_table.py [--names mnist digits cifar10] [--students ...]
+        [--methods ...]
 
 Every row of a data set has the same epochs and augmentation, and its learning rate from one grid, by validation accuracy of seed
 0; test accuracy of three seeds is what counts. The teacher is LeNet-5-Caffe, the LSTM of two layers of 256, or ResNet-56. A cell
@@ -10,6 +11,7 @@ that is done is kept, so that it runs in several sittings; rows are written once
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import sys
 from collections.abc import Callable
@@ -21,7 +23,7 @@ import cifar
 import speech
 from bytes_lenet import NETWORKS as LENETS
 from networks import ResNet
-from originals import cache, original
+from originals import cache, device, original
 from results import keep, kept, record
 from torch import Tensor, nn
 
@@ -129,13 +131,23 @@ def learnt(course: Course, student: str, method: str, rate: float, seed: int, pl
         temperature=4.0,
         loss=METHODS[method].format(relations=course.relations),
     )
-    context = Context(data=data, teacher=teacher, seed=seed, workspace=cache() / NAME / place, report=_say)
-    model = run(technique, model, context).model
+    teacher = copy.deepcopy(teacher).to(device())
+    context = Context(data, teacher, device(), seed, workspace=cache() / NAME / place, report=_say)
+    model = run(technique, model, context).model.cpu()
     return {part: 100 * evaluate(model, data, part).value for part in ("validate", "test")}
 
 
-def measured(name: str, done: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """Return the test accuracies of every student of a data set by method, one a seed, measured where they are missing."""
+def measured(
+    name: str, done: dict[str, Any], students: list[str] | None = None, methods: list[str] | None = None
+) -> dict[str, dict[str, list[float]]]:
+    """Return the test accuracies of every student of a data set by method, one a seed, measured where they are missing.
+
+    Args:
+        name: of the data set.
+        done: cells that are done.
+        students: these alone; all when None.
+        methods: these alone; all when None.
+    """
     course, found = COURSES[name], {}
 
     def cell(student: str, method: str, rate: float, seed: int) -> dict[str, float]:
@@ -147,8 +159,8 @@ def measured(name: str, done: dict[str, Any]) -> dict[str, dict[str, list[float]
             sys.stdout.flush()
         return dict(done[key])
 
-    for student in course.students:
-        for method in METHODS:
+    for student in students or course.students:
+        for method in methods or METHODS:
             rate = max(RATES, key=lambda rate: cell(student, method, rate, 0)["validate"])
             found.setdefault(student, {})[method] = [cell(student, method, rate, seed)["test"] for seed in SEEDS]
     return found
@@ -164,10 +176,12 @@ def main() -> None:
     """Measure what is missing; write the rows when all data sets are done."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--names", nargs="*", choices=tuple(COURSES), default=list(COURSES))
-    names = asked.parse_args().names
+    asked.add_argument("--students", nargs="*", help="of one data set; no rows are then written")
+    asked.add_argument("--methods", nargs="*", choices=tuple(METHODS), help="these alone; no rows are then written")
+    options = asked.parse_args()
     done = kept(NAME)
-    tables = {name: measured(name, done) for name in names}
-    if set(tables) != set(COURSES):
+    tables = {name: measured(name, done, options.students, options.methods) for name in options.names}
+    if set(tables) != set(COURSES) or options.students or options.methods:
         return
     others = tuple(method for method in METHODS if method not in (ALONE, SOFT))
     for row, methods in (("soft_targets", (SOFT,)), ("best_other", others)):

@@ -8,6 +8,7 @@ that is done is kept, and one that was killed goes on from its last epoch.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shutil
 import statistics
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cifar import task
-from originals import cache
+from originals import cache, device, trainer
 from results import keep, kept, record
 from torch import Tensor
 
@@ -49,8 +50,8 @@ class Unlabelled:
         return (inputs for inputs, _ in self.loader)
 
 
-def healed(how: str, seed: int, epochs: int = EPOCHS) -> dict[str, float]:
-    """Return the test accuracies of the original, of the cut network and of the healed one.
+def healed(how: str, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
+    """Return the test accuracies of the original, of the cut network and of the healed one, and what trained it.
 
     Args:
         how: a name in `HEALINGS`.
@@ -63,18 +64,18 @@ def healed(how: str, seed: int, epochs: int = EPOCHS) -> dict[str, float]:
     workspace = cache() / f"{NAME}-{how}-{seed}.run"
     context = Context(
         data=dataclasses.replace(images, train=train),
-        teacher=made.model,
+        teacher=copy.deepcopy(made.model).to(device()),
+        device=device(),
         seed=seed,
         workspace=workspace,
         report=lambda message, _: _say(f"{how}, seed {seed}: {message}"),
     )
     cut = run(CUT, made.model, context).model
-    result = run(dataclasses.replace(HEALINGS[how], epochs=epochs), cut, context).model
+    result = run(dataclasses.replace(HEALINGS[how], epochs=epochs), cut, context).model.cpu()
     shutil.rmtree(workspace, ignore_errors=True)
     names = ("original", "cut", "healed")
-    return {
-        name: evaluate(one, images, "test").value for name, one in zip(names, (made.model, cut, result), strict=True)
-    }
+    networks = zip(names, (made.model, cut.cpu(), result), strict=True)
+    return {name: evaluate(one, images, "test").value for name, one in networks} | {"trained_on": trainer()}
 
 
 def recovery(rows: dict[str, dict[str, float]], seed: int) -> float:
@@ -96,10 +97,11 @@ def main() -> None:
     means = {how: statistics.mean(done[f"{how}-{seed}"]["healed"] for seed in range(SEEDS)) for how in HEALINGS}
     before = statistics.mean(done[f"teacher-{seed}"]["original"] for seed in range(SEEDS))
     after = statistics.mean(done[f"teacher-{seed}"]["cut"] for seed in range(SEEDS))
+    trained = ", ".join(done[f"teacher-{seed}"]["trained_on"] for seed in range(SEEDS))
     note = (
         f"mean of {', '.join(f'{share:.3f}' for share in shares)} by seed; mean test accuracy: original {before:.4f}, after "
         f"{CUT} {after:.4f}, healed by {', '.join(f'{how} {mean:.4f}' for how, mean in means.items())}; {EPOCHS} epochs each, "
-        "the better of the two healings with labels is what the teacher alone is held against"
+        f"the better of the two healings with labels is what the teacher alone is held against; trained on {trained}"
     )
     record(NAME, "distillation.unlabelled.recovery", round(statistics.mean(shares), 4), SEEDS, note, done)
 

@@ -1,17 +1,22 @@
-"""Rank sweep without healing: accuracy against file bytes of plain, whitened and Tucker-2 factors, and of ranks spread.
+"""Rank sweep: accuracy before and after healing against file bytes of plain, whitened and Tucker-2 factors, and of ranks spread.
 
     FEATHERWEIGHT_DATA=../shared/data python benchmarks/lowrank_sweep.py [resnet20 | resnet56 | vgg19 | lstm | minilm ...]
 
 With names, prints their rows and records nothing. Each point is kept, so a killed run goes on. All forms of a network lose the
-same share of the parameters of each layer; its file holds them as float32.
+same share of the parameters of each layer, but for ranks that are spread over them; a file holds them as float32. All heal alike, with
+the original as teacher.
 """
 
 from __future__ import annotations
 
+import copy
+import shutil
+import statistics
 import sys
 from typing import Any
 
 import torch
+from originals import cache, device, trainer
 from results import keep, kept, record
 
 from featherweight import Context, Recipe, Task, run
@@ -19,12 +24,20 @@ from featherweight.artifact import package
 from featherweight.portable import export_graph
 from featherweight.scoring import evaluate
 from featherweight.technique import Technique
-from featherweight.techniques import FactorRecurrent, FoldBatchNorm, LowRank
+from featherweight.techniques import Distill, FactorRecurrent, FoldBatchNorm, LowRank
 
 NAME = "lowrank_sweep"
 NETWORKS = ("resnet56", "vgg19", "lstm", "minilm")
 RATIOS = (0.2, 0.35, 0.5, 0.65, 0.8)
 PAIRS = (("plain", "whitened"), ("plain tucker", "whitened tucker"))
+SPREAD = "whitened spread"
+HEALS = {
+    "resnet56": Distill(epochs=1, learning_rate=1e-3),
+    "vgg19": Distill(epochs=1, learning_rate=1e-3),
+    "lstm": Distill(epochs=3, learning_rate=1e-3),
+    "minilm": Distill(epochs=1, learning_rate=1e-4),
+    "resnet20": Distill(epochs=1, learning_rate=1e-3),
+}
 
 
 def task(name: str) -> Task:
@@ -63,12 +76,21 @@ def forms(name: str, ratio: float) -> dict[str, Technique]:
     return found
 
 
-def measured(made: Task, technique: Technique | None) -> dict[str, float]:
-    """Return accuracy on the test data and bytes of the file of one form, or of the network as it is, norms folded."""
+def measured(made: Task, technique: Technique | None, heal: Distill | None, key: str) -> dict[str, float]:
+    """Return bytes of the file of one form, or of the network as it is, norms folded, and test accuracy before and after healing."""
     steps = (FoldBatchNorm(),) if technique is None else (FoldBatchNorm(), technique)
-    small, edits = run(Recipe(steps), made.model, Context(data=made.data, teacher=made.model))
-    size = len(package(small, edits, {}, export_graph(small, made.data)).to_bytes())
-    return {"accuracy": evaluate(small, made.data, "test").value, "bytes": size}
+    teacher, place = copy.deepcopy(made.model).to(device()), cache() / NAME / key.replace(" ", "_")
+    context = Context(made.data, teacher, device(), workspace=place, report=_say)
+    small, edits = run(Recipe(steps), made.model, context)
+    plain = copy.deepcopy(small).cpu()
+    found = {
+        "accuracy": evaluate(small, made.data, "test", device()).value,
+        "bytes": len(package(plain, edits, {}, export_graph(plain, made.data)).to_bytes()),
+    }
+    if technique is not None and heal is not None:
+        found["healed"] = evaluate(run(heal, small, context).model, made.data, "test", device()).value
+        shutil.rmtree(place, ignore_errors=True)
+    return found
 
 
 def sweep(name: str, made: Task, done: dict[str, Any]) -> None:
@@ -78,9 +100,12 @@ def sweep(name: str, made: Task, done: dict[str, Any]) -> None:
         wanted |= {f"{name} {form} {ratio}": technique for form, technique in forms(name, ratio).items()}
     for key, technique in wanted.items():
         if key not in done:
-            done[key] = measured(made, technique)
+            done[key] = measured(made, technique, HEALS[name], key)
             keep(NAME, done)
-        sys.stdout.write(f"{key:32} {done[key]['bytes']:>10,} bytes {100 * done[key]['accuracy']:6.2f} %\n")
+        sys.stdout.write(
+            f"{key:32} {done[key]['bytes']:>10,} bytes {100 * done[key]['accuracy']:6.2f} %, "
+            f"healed {100 * done[key].get('healed', float('nan')):6.2f} %\n"
+        )
         sys.stdout.flush()
 
 
@@ -96,6 +121,18 @@ def differences(done: dict[str, Any]) -> dict[str, float]:
     return found
 
 
+def advantages(done: dict[str, Any]) -> dict[str, float]:
+    """Return, in points, what spread ranks have over the best of the same share everywhere, both healed, by network and ratio."""
+    found = {}
+    for name in NETWORKS:
+        for ratio in RATIOS:
+            healed = {form: done.get(f"{name} {form} {ratio}", {}).get("healed") for form in forms(name, ratio)}
+            uniform = [value for form, value in healed.items() if form != SPREAD and value is not None]
+            if healed[SPREAD] is not None and uniform:
+                found[f"{name} {ratio}"] = round(100 * (healed[SPREAD] - max(uniform)), 2)
+    return found
+
+
 def main(names: list[str]) -> None:
     """Measure every network, or those named; write the row when it is all of them."""
     torch.set_num_threads(1)
@@ -105,12 +142,24 @@ def main(names: list[str]) -> None:
     if names:
         return
     found = differences(done)
-    worst = min(found, key=lambda key: found[key])
+    worst = min(found, key=found.__getitem__)
     note = (
         f"smallest of {len(found)} differences, at {worst}; {', '.join(NETWORKS)}, test accuracy before healing, shares of "
         f"{', '.join(map(str, RATIOS))} of the parameters removed; a whitened file is at most a bias a layer larger"
     )
     record(NAME, "lowrank.whitened_over_plain", found[worst], 1, note, done)
+    found = advantages(done)
+    worst = min(found, key=found.__getitem__)
+    note = (
+        f"smallest of {len(found)} differences, at {worst}, mean {statistics.mean(found.values()):+.2f}; test accuracy after healing "
+        f"alike, on {trainer()}: {'; '.join(f'{name} {HEALS[name]}' for name in NETWORKS)}; ranks spread by allocation over the "
+        "layers, against the best of all forms that lose the same share of every layer"
+    )
+    record(NAME, "lowrank.allocated_over_uniform", found[worst], 1, note, found)
+
+
+def _say(message: str, _: float) -> None:
+    sys.stderr.write(f"{message}\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The benchmarks' originals: trained once through the one training loop, then read from a folder outside the repository.
 
 `FEATHERWEIGHT_DATA` names the folder of the development data, `FEATHERWEIGHT_CACHE` the one of the trained originals
-(`~/.cache/featherweight-bench` when missing).
+(`~/.cache/featherweight-bench` when missing), `FEATHERWEIGHT_DEVICE` what trains (the CPU when missing, or `cuda`).
 """
 
 from __future__ import annotations
@@ -37,6 +37,16 @@ def cache() -> Path:
     return Path(os.environ.get("FEATHERWEIGHT_CACHE", "~/.cache/featherweight-bench")).expanduser()
 
 
+def device() -> torch.device:
+    """Return where networks are trained; files are written, read and timed on the CPU."""
+    return torch.device(os.environ.get("FEATHERWEIGHT_DEVICE", "cpu"))
+
+
+def trainer() -> str:
+    """Return the name of what trains, for a note."""
+    return torch.cuda.get_device_name() if device().type == "cuda" else "CPU"
+
+
 def original(name: str, seed: int, build: Callable[[], nn.Module], data: Data, training: Training) -> nn.Module:
     """Return a network in evaluation mode, trained, or read from the cache if it was trained so before.
 
@@ -59,7 +69,9 @@ def original(name: str, seed: int, build: Callable[[], nn.Module], data: Data, t
             def say(message: str, _: float) -> None:
                 sys.stderr.write(f"{message}, {time.perf_counter() - started:.0f} s\n")
 
-            fit(model, Context(data=data, seed=seed, step=f"{name} {seed}", workspace=workspace, report=say), training)
+            context = Context(data, None, device(), seed, workspace=workspace, report=say, step=f"{name} {seed}")
+            fit(model.to(device()), context, training)
+            model.cpu()
             say(f"{name} {seed}: trained", 1.0)
             save_model(model, str(path.with_suffix(".part")), {"training": repr(training)})
             os.replace(path.with_suffix(".part"), path)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from originals import cache
+from originals import cache, device
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -30,10 +32,13 @@ class Lesson:
             digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         path = cache() / f"lesson-{digest.hexdigest()[:12]}.safetensors"
         if not path.exists():
+            teacher = copy.deepcopy(teacher).to(device())
             with evaluating(teacher):
-                answers = torch.cat([teacher(inputs) for inputs, _ in self._drawn()])
+                answers = torch.cat([teacher(inputs.to(device())).float().cpu() for inputs, _ in self._drawn()])
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"answers": answers}, path)
+            part = path.with_suffix(f".{os.getpid()}.part")  # another process may want the same
+            save_file({"answers": answers}, part)
+            os.replace(part, path)
         self.answers = load_file(path)["answers"]
 
     def _drawn(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -47,7 +52,7 @@ class Lesson:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         start = 0
         for inputs, labels in self._drawn():
-            answers = self.answers[start : start + len(labels)]
+            answers = self.answers[start : start + len(labels)].to(labels.device)
             start += len(labels)
             yield inputs, torch.cat((labels[:, None].float(), answers), 1)
 

@@ -96,6 +96,7 @@ class Supernet:
             ModelError: nothing can be narrower or left out.
         """
         self.model, _ = private_copy(model)
+        self.model.to(context.device)
         self.context, self.batches = context, batches
         found = clusters(self.model, context)
         flat = [group for cluster in found for group in cluster]

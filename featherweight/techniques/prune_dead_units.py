@@ -67,7 +67,7 @@ def dead_units(model: nn.Module, groups: Sequence[CoupledGroup]) -> list[set[int
         model: as it is.
         groups: of this model.
     """
-    values = {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()}
+    values = {name: tensor.detach().to("cpu", copy=True) for name, tensor in named_tensors(model).items()}
     dead: list[set[int]] = [set() for _ in groups]
     found = True
     while found:
