@@ -45,7 +45,6 @@ MINUTES = {
     "evaluation.newcomer.minutes": ("evaluation_newcomer.py", 20),
 }
 NO_SCRIPT = {
-    "lowrank.lstm.speed": "no script yet: a factored LSTM on a runtime has not been timed",
     "lowrank.allocated_over_uniform": "the sweep measures accuracy before healing alone; the healed half has no script yet",
 }
 

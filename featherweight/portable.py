@@ -28,6 +28,7 @@ from torch._decomp.decompositions import lstm_impl
 from featherweight.data import Data, as_call, example_inputs
 from featherweight.errors import ArtifactError, ExportError
 from featherweight.integer_graph import shaped
+from featherweight.layers import looping
 from featherweight.layers.quantized import reference
 from featherweight.modes import evaluating
 
@@ -72,7 +73,9 @@ def export_graph(model: nn.Module, data: Data) -> Graph:
         ExportError: the model cannot be traced or holds an operator that ONNX does not have.
     """
     try:
-        exported = _exported(_unrolled(export_program(model, data))).model
+        with looping(model):
+            program = export_program(model, data)
+        exported = _exported(_unrolled(program)).model
     except ExportError:
         raise
     except Exception as error:  # whatever the exporter raises
@@ -230,6 +233,8 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str], opsets: Mapping[str, 
     """Give every inner value a short name, and drop what a reader can do without."""
     graph.name = "g"
     del graph.value_info[:]
+    for value in [*graph.input, *graph.output]:
+        value.name = names.setdefault(value.name, _short(len(names)))
     for node in graph.node:
         node.name = ""
         _drop_defaults(node, opsets)

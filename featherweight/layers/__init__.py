@@ -17,7 +17,7 @@ from featherweight.layers.factored import (
     separable_convolution,
     tucker_convolution,
 )
-from featherweight.layers.factored_recurrent import FactoredGRU, FactoredLSTM
+from featherweight.layers.factored_recurrent import FactoredGRU, FactoredLSTM, looping
 from featherweight.layers.plain import convolution, identity, linear
 from featherweight.layers.quantized import QuantizedLayer, QuantizedLinear
 from featherweight.layers.quantized_convolutions import QuantizedConv, QuantizedTransposedConv
@@ -88,4 +88,5 @@ __all__ = [
     "Skip",
     "SplitRecurrent",
     "build",
+    "looping",
 ]

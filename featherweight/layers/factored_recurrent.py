@@ -1,14 +1,16 @@
 """LSTM and GRU with matrices of low rank: each layer reads fewer inputs, and may store its hidden matrix as two factors.
 
-What is stored and what is computed are separate: a runtime has one kernel for a recurrent layer, and it takes a dense hidden
-matrix, so factors are multiplied once, when the model is loaded. Narrower inputs are multiplied for all steps at once, in
-front of the kernel, and save time.
+What is stored and what is computed are separate: PyTorch has one kernel for a recurrent layer, and it takes a dense hidden
+matrix, so factors are multiplied first. In a file they are a loop over the steps where that is faster (`recurrent_loop.py`), and
+else multiplied once, when the model is loaded. Narrower inputs are multiplied for all steps at once, in front, and save time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from featherweight.layers.recurrent import SplitGRU, SplitLSTM, SplitRecurrent
+from featherweight.layers.recurrent_loop import loop, pays
 
 
 class FactoredRecurrent(nn.Module):
@@ -24,7 +27,10 @@ class FactoredRecurrent(nn.Module):
     Attributes:
         projections: one for each layer, `nn.Linear(inputs, rank)` without bias, or an identity.
         layers: one for each layer, both directions together.
+        loops: first place and the place after the last of each loop over the steps that the forward has, in order.
     """
+
+    loops: tuple[tuple[int, int], ...] = ()
 
     cells: tuple[type[nn.LSTM] | type[nn.GRU], type[SplitRecurrent]]
     """The class of a layer, and the one with a factored hidden matrix."""
@@ -87,15 +93,33 @@ class FactoredRecurrent(nn.Module):
         """
         ways = 2 if self.bidirectional else 1
         values, finals = input, []
-        for place, (projection, layer) in enumerate(zip(self.projections, self.layers, strict=True)):
-            start = None if hx is None else _each(lambda state, first=place * ways: state[first : first + ways], hx)
-            if place and self.training and self.dropout:
+        for first, after, compute in self._runs(isinstance(input, PackedSequence)):
+            start = None if hx is None else _each(lambda state, at=slice(first * ways, after * ways): state[at], hx)
+            if first and self.training and self.dropout:
                 values = _on(lambda steps: F.dropout(steps, self.dropout), values)
-            values, final = layer(_on(projection, values), start)
+            values, final = compute(_on(self.projections[first], values), start)
             finals.append(final)
         if isinstance(finals[0], tuple):
             return values, tuple(torch.cat(states) for states in zip(*finals, strict=True))
         return values, torch.cat(finals)
+
+    def faster_loops(self) -> tuple[tuple[int, int], ...]:
+        """Return the loops over the steps with which a runtime is faster, as `loops` has them."""
+        loops: list[tuple[int, int]] = []
+        for place in (place for place, layer in enumerate(self.layers) if pays(layer)):
+            # a loop goes on into a layer that reads what it carries anyway
+            below = self.layers[place - 1] if loops and loops[-1][1] == place else None
+            goes_on = below is not None and self.projections[place] is below.get_submodule("hidden.0.0")
+            loops[-1:] = [(loops[-1][0], place + 1)] if goes_on else [*loops[-1:], (place, place + 1)]
+        return tuple(loops)
+
+    def _runs(self, packed: bool) -> Iterator[tuple[int, int, Callable[..., Any]]]:
+        """Yield the first place of layers that are computed together, the place after them, and what computes them."""
+        ends, place = dict(() if packed else self.loops), 0
+        while place < len(self.layers):
+            first, place = place, ends.get(place, place + 1)
+            together = [cast(SplitRecurrent, layer) for layer in self.layers[first:place]]
+            yield first, place, partial(loop, together) if first in ends else together[0]
 
 
 class FactoredLSTM(FactoredRecurrent):
@@ -108,6 +132,19 @@ class FactoredGRU(FactoredRecurrent):
     """An `nn.GRU` with matrices of low rank."""
 
     cells = (nn.GRU, SplitGRU)
+
+
+@contextmanager
+def looping(model: nn.Module) -> Iterator[None]:
+    """Run a block with the model's factored layers as loops over the steps where a runtime is faster with them."""
+    found = [module for module in model.modules() if isinstance(module, FactoredRecurrent)]
+    try:
+        for module in found:
+            module.loops = module.faster_loops()
+        yield
+    finally:
+        for module in found:
+            module.loops = ()
 
 
 def _on(function: Any, steps: Tensor | PackedSequence) -> Any:

@@ -90,13 +90,13 @@ class SplitRecurrent(nn.RNNBase):
         ways, outputs = 2 if self.bidirectional else 1, self.proj_size or self.hidden_size
         flat: list[Tensor | None] = []
         for place, (incoming, hidden) in enumerate(zip(self.incoming, self.hidden, strict=True)):
-            entering = _read(incoming, self.input_size if place < ways else outputs * ways)
-            staying = _read(hidden, outputs)
+            entering = read(incoming, self.input_size if place < ways else outputs * ways)
+            staying = read(hidden, outputs)
             flat += [entering.matrix, staying.matrix]
             if self.bias:
                 flat += [entering.offset, staying.offset]
             if self.proj_size:
-                flat.append(_read(self.projection[place], self.hidden_size).matrix)
+                flat.append(read(self.projection[place], self.hidden_size).matrix)
         return flat
 
     @_flat_weights.setter
@@ -162,8 +162,8 @@ def recurrent(
     return layer
 
 
-def _read(layer: nn.Module, width: int) -> Affine:
-    """The matrix and the offset of linear layers that take `width` inputs; the layers are called, so hooks see it."""
+def read(layer: nn.Module, width: int) -> Affine:
+    """Return the matrix and the offset of linear layers that take `width` inputs; the layers are called, so hooks see it."""
     like = next(value for value in (*layer.parameters(), *layer.buffers()) if value.is_floating_point())
     made: Affine = layer(Affine(torch.eye(width, dtype=like.dtype, device=like.device)))
     return made

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from featherweight.errors import DataError, ExportError
+from featherweight.runtimes.loops import closed
 from featherweight.runtimes.protocol import (
     BF16,
     FLOAT32,
@@ -40,7 +41,7 @@ class OpenVino(Runtime):
         path = folder / "model.xml"
         try:
             with quiet():
-                model = openvino.Core().read_model(subject.onnx)
+                model = openvino.Core().read_model(closed(subject.onnx))
                 folder.mkdir(parents=True, exist_ok=True)
                 openvino.save_model(model, path, compress_to_fp16=False)
         except Exception as error:  # openvino raises bare RuntimeErrors
@@ -59,7 +60,7 @@ class OpenVino(Runtime):
         """Return the seconds of each operator."""
         core = self.need().Core()
         try:
-            compiled = Compiled(core, core.read_model(model), self.precision, 1, clocked=True)
+            compiled = Compiled(core, core.read_model(closed(model)), self.precision, 1, clocked=True)
         except RuntimeError as error:
             raise ExportError(f"OpenVINO cannot load the model: {first_line(error)}") from error
         return compiled.operators(inputs, calls)

@@ -53,15 +53,17 @@ class FactorRecurrent(Technique):
     """Put a linear layer to fewer inputs in front of each layer of an LSTM or GRU, and factor its hidden matrices.
 
     The input matrices of both directions share their first factor; it is multiplied for all steps at once, so the layer gets
-    faster. `hidden` says what becomes of the hidden matrices: they stay (`dense`), are stored as two factors that are
-    multiplied when the model is loaded (`factors`: fewer bytes, the same time, since runtimes have no kernel for them), or
-    share their first factor with the projection in front of the next layer too (`shared`, one direction only).
+    faster. `hidden` says what becomes of the hidden matrices: they stay (`dense`), are stored as two factors (`factors`), or
+    share their first factor with the projection in front of the next layer too (`shared`, one direction only). In a file, factors
+    of wide layers are a loop over the steps that multiplies by both (one direction; `layers/recurrent_loop.py` says how wide), which
+    is faster, most of all where they are shared; narrower ones are multiplied when the model is loaded, and save bytes alone.
     `whitened` makes the error of the gates least on calibration data, over all steps, and their mean good in the bias;
     `rank` is as of `low_rank`, over matrices instead of layers. A matrix whose factors are not smaller stays dense.
 
     Paper: Prabhavalkar et al., "On the compression of recurrent neural networks with an application to LVCSR acoustic
         modeling for embedded speech recognition", ICASSP 2016; whitened: Wang et al., "SVD-LLM", ICLR 2025.
-    Use when: a recurrent network must be smaller; for speed, remove hidden units by `prune_channels` first. Heal with `distill`.
+    Use when: a recurrent network must be smaller, or faster with 256 hidden units or more: `hidden="shared"` and a `multiple` of 8;
+        narrower ones are faster with units removed by `prune_channels`. Heal with `distill`.
     Costs: one decomposition a matrix; `whitened` reads `batches` calibration batches, step by step.
     """
 
