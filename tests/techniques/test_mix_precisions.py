@@ -49,6 +49,33 @@ def test_divergences_by_hand():
     assert table == [{"path": "", "treatment": "half", "bytes": 1, "damage": 0.25}]
 
 
+@pytest.mark.parametrize(
+    ("batch", "enough", "read"),
+    [
+        ([-2.0, 2.0, -2.0, 2.0], 0.0, 5),
+        ([-2.0, 2.0, -2.0, 2.0], 0.24, 5),
+        ([-2.0, 2.0, -2.0, 2.0], 0.26, 2),  # each sample loses a quarter of the variance; 8 samples at least
+        ([0.0, 0.0, 0.0, 4.0], 0.4, 5),  # a third, but of one sample in four: few of them leave a doubt
+    ],
+)
+def test_batches_are_read_until_a_mean_is_surely_below_what_is_enough(batch, enough, read):
+    line = nn.Linear(1, 1, bias=False).eval()
+    line.weight.data.fill_(1.0)
+    seen: list[int] = []
+
+    class Loader:
+        def __iter__(self):
+            for place in range(5):
+                seen.append(place)
+                yield torch.tensor(batch)[:, None], None
+
+    damage = Damage(line, Context(data=Data(example=torch.ones(1, 1), calibrate=Loader(), loss="mse")), 5)
+    line.weight.data.fill_(0.5)
+    seen.clear()
+    assert damage.of(line, enough) == pytest.approx(0.25 if batch[0] else 1 / 3)
+    assert len(seen) == read
+
+
 def test_widths_keep_the_budget_and_differ():
     task = small_models()["plain"]
     output, _ = run(MixPrecisions(bits=3.5), task.model, Context(data=task.data))
