@@ -31,13 +31,16 @@ class Damage:
         context: calibration data, loss and device.
         count: batches to read.
         outputs: of the model for these batches, where they are known.
+        skip: how many of the batches are left out at the beginning.
 
     Raises:
         DataError: there is no calibration data.
     """
 
-    def __init__(self, model: nn.Module, context: Context, count: int, outputs: Sequence[Any] | None = None) -> None:
-        self._context, self._count = context, count
+    def __init__(
+        self, model: nn.Module, context: Context, count: int, outputs: Sequence[Any] | None = None, skip: int = 0
+    ) -> None:
+        self._context, self._read = context, (skip, count)
         self._kind = output_kind(context.data.loss)
         self._wanted = list(self._outputs(model)) if outputs is None else [self._selected(one) for one in outputs]
         self._unit = 1.0
@@ -69,7 +72,7 @@ class Damage:
                 back()
 
     def _outputs(self, model: nn.Module) -> Iterator[Tensor]:
-        some = islice(batches(self._context.data.calibrate, "calibrate", self._context.device), self._count)
+        some = islice(batches(self._context.data.calibrate, "calibrate", self._context.device), *self._read)
         for inputs, _ in some:
             with evaluating(model):
                 output = forward(model, inputs)
