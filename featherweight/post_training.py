@@ -6,6 +6,8 @@ from featherweight.errors import RecipeError
 from featherweight.technique import Recipe
 from featherweight.techniques import FoldBatchNorm, MixPrecisions, QuantizeStatic, QuantizeWeights, SmoothActivations
 
+_SPARE = 0.02  # of the bits, on top, for the layers that need them most
+
 
 def post_training(bits: float = 8, integers: bool = True, batches: int = 8) -> Recipe:
     """Return the recipe that quantizes a trained model with calibration data alone, without labels.
@@ -33,8 +35,6 @@ def post_training(bits: float = 8, integers: bool = True, batches: int = 8) -> R
         quantize = QuantizeStatic(batches=batches, weight_bits=int(bits), rounding="compensated")
         return FoldBatchNorm() + SmoothActivations(multiply=True) + quantize
     if whole:
-        guard = 0.02 if bits < 8 else 0.0
-        return FoldBatchNorm() + QuantizeWeights(
-            bits=int(bits), batches=batches, rounding="compensated", tolerance=guard
-        )
+        spare = _SPARE if bits < 8 else 0.0
+        return FoldBatchNorm() + QuantizeWeights(bits=int(bits), batches=batches, rounding="compensated", spare=spare)
     return FoldBatchNorm() + MixPrecisions(bits=bits, batches=batches)

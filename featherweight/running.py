@@ -18,6 +18,7 @@ from featherweight.sizes import alternatives
 from featherweight.technique import Context, Technique
 
 MASKED_TOLERANCE = 1e-3
+_FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
 
 @dataclass(frozen=True)
@@ -142,10 +143,9 @@ def _what_is_wrong(
 ) -> str:
     """Return why the model cannot stay like this, or an empty string."""
     try:
-        output = _try_forward(model, inputs, "after the change")
+        output, bypassed = calls.checked([edit.path for edit in edits if isinstance(edit, Swap)])
     except ModelError as error:
         return str(error)
-    bypassed = calls.bypassed([edit.path for edit in edits if isinstance(edit, Swap)])
     if bypassed:
         return f"its parent reads the weight of {bypassed[0]} and never calls it, so a replacement would be bypassed"
     if _shape_of(output) != expected:
@@ -159,28 +159,41 @@ def _what_is_wrong(
 
 
 class _Calls:
-    """Which modules the forward calls: found in one pass with hooks, and again only where a Swap has put new modules.
+    """Runs the model after a change, and knows which modules the forward calls, from hooks where a Swap has put new ones.
 
-    A pass of its own, since a hook switches off PyTorch's fused encoder layer.
+    They watch a pass of their own where there is a layer that PyTorch computes in one operator: a hook would switch that off.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.model, self.inputs = model, inputs
         self.known: set[str] | None = None
 
-    def bypassed(self, paths: list[str]) -> list[str]:
-        """Return which of these paths the forward does not call, after Swaps there."""
+    def checked(self, paths: list[str]) -> tuple[Any, list[str]]:
+        """Return the output, and which of these paths the forward does not call, after Swaps there.
+
+        Raises:
+            ModelError: the forward fails.
+        """
+        unknown = self._unknown(paths)
+        if not unknown or any(isinstance(module, _FUSED) for module in self.model.modules()):
+            output = _try_forward(self.model, self.inputs, "after the change")
+            if unknown:
+                self._watched(unknown)
+        else:
+            output = self._watched(unknown)
+        known = self.known or set()
+        return output, [path for path in paths if path in unknown and path not in known]
+
+    def _unknown(self, paths: list[str]) -> Mapping[str, nn.Module]:
+        """The modules to watch: all at first, and then those of the paths that are not known to be called."""
         if self.known is None:
-            self.known = self._watched(dict(self.model.named_modules(remove_duplicate=False)))
+            return dict(self.model.named_modules(remove_duplicate=False)) if paths else {}
         for path in paths:
             inside = f"{path}." if path else ""
             self.known -= {known for known in self.known if known.startswith(inside) and known != path}
-        unknown = [path for path in paths if path not in self.known]
-        if unknown:
-            self.known |= self._watched({path: module_at(self.model, path) for path in unknown})
-        return [path for path in unknown if path not in self.known]
+        return {path: module_at(self.model, path) for path in paths if path not in self.known}
 
-    def _watched(self, modules: Mapping[str, nn.Module]) -> set[str]:
+    def _watched(self, modules: Mapping[str, nn.Module]) -> Any:
         called: set[str] = set()
         hooks = [
             module.register_forward_pre_hook(lambda *_, path=path: called.add(path))
@@ -188,11 +201,12 @@ class _Calls:
             if not isinstance(module, torch.jit.ScriptModule)
         ]
         try:
-            _try_forward(self.model, self.inputs, "with hooks")
+            output = _try_forward(self.model, self.inputs, "after the change")
         finally:
             for hook in hooks:
                 hook.remove()
-        return called
+        self.known = (self.known or set()) | called
+        return output
 
 
 def _reference(model: nn.Module, edit: Keep, inputs: Inputs) -> list[Tensor] | None:

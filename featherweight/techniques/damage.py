@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -17,6 +17,7 @@ from featherweight.technique import Context
 from featherweight.techniques.imitation import output_kind
 
 _TINY = 1e-12
+_FEW, _SURE = 8, 3.0  # samples at least, and standard errors, after which a mean is known to be below a limit
 
 
 class Damage:
@@ -30,25 +31,36 @@ class Damage:
         context: calibration data, loss and device.
         count: batches to read.
         outputs: of the model for these batches, where they are known.
+        skip: how many of the batches are left out at the beginning.
 
     Raises:
         DataError: there is no calibration data.
     """
 
-    def __init__(self, model: nn.Module, context: Context, count: int, outputs: Sequence[Any] | None = None) -> None:
-        self._context, self._count = context, count
+    def __init__(
+        self, model: nn.Module, context: Context, count: int, outputs: Sequence[Any] | None = None, skip: int = 0
+    ) -> None:
+        self._context, self._read = context, (skip, count)
         self._kind = output_kind(context.data.loss)
-        self._wanted = self._outputs(model) if outputs is None else [self._selected(output) for output in outputs]
-
-    def of(self, model: nn.Module) -> float:
-        """Return the mean divergence of the model's outputs; 0 for the model itself."""
-        pairs = list(zip(self._wanted, self._outputs(model), strict=True))
+        self._wanted = list(self._outputs(model)) if outputs is None else [self._selected(one) for one in outputs]
+        self._unit = 1.0
         if self._kind == "values":
-            everything = torch.cat([wanted.flatten() for wanted, _ in pairs])
-            error = sum(float((given - wanted).square().sum()) for wanted, given in pairs) / everything.numel()
-            return error / max(float(everything.var(correction=0)), _TINY)
-        total = sum(float(_divergence(wanted, given, self._kind).sum()) for wanted, given in pairs)
-        return total / sum(len(wanted) for wanted, _ in pairs)
+            self._unit = max(float(torch.cat([wanted.flatten() for wanted in self._wanted]).var(correction=0)), _TINY)
+
+    def of(self, model: nn.Module, enough: float = 0.0) -> float:
+        """Return the mean divergence of the model's outputs over samples; 0 for the model itself.
+
+        Args:
+            model: compared.
+            enough: a mean is good enough below this: no more batches are read once those read leave no doubt.
+        """
+        found = list[Tensor]()
+        for wanted, given in zip(self._wanted, self._outputs(model), strict=True):
+            found.append(_divergence(wanted, given, self._kind) / self._unit)
+            known = torch.cat(found)
+            if len(known) >= _FEW and float(known.mean() + _SURE * known.std() / len(known) ** 0.5) < enough:
+                break
+        return float(torch.cat(found).mean())
 
     def of_edits(self, model: nn.Module, edits: Iterable[Edit]) -> float:
         """Return the divergence of the model with these edits, which are taken back."""
@@ -59,14 +71,12 @@ class Damage:
             for back in reversed(undo):
                 back()
 
-    def _outputs(self, model: nn.Module) -> list[Tensor]:
-        found = []
-        with evaluating(model):
-            for inputs, _ in islice(
-                batches(self._context.data.calibrate, "calibrate", self._context.device), self._count
-            ):
-                found.append(self._selected(forward(model, inputs)))
-        return found
+    def _outputs(self, model: nn.Module) -> Iterator[Tensor]:
+        some = islice(batches(self._context.data.calibrate, "calibrate", self._context.device), *self._read)
+        for inputs, _ in some:
+            with evaluating(model):
+                output = forward(model, inputs)
+            yield self._selected(output)
 
     def _selected(self, output: Any) -> Tensor:
         return select_output(output, self._context.data.output).double()
@@ -91,12 +101,14 @@ def damage_table(
 
 
 def _divergence(wanted: Tensor, given: Tensor, kind: str) -> Tensor:
-    """Of each sample, `[batch]`."""
-    if kind == "labels":
+    """Of each sample, `[batch]`; of values the squared error."""
+    if kind == "values":
+        gap = (given - wanted).square()
+    elif kind == "labels":
         chances = torch.sigmoid(wanted)
-        lost = F.binary_cross_entropy_with_logits(given, chances, reduction="none")
-        kept = F.binary_cross_entropy_with_logits(wanted, chances, reduction="none")
-        return (lost - kept).flatten(1).mean(1) if wanted.dim() > 1 else lost - kept
-    logs = F.log_softmax(wanted, 1)
-    gap = (logs.exp() * (logs - F.log_softmax(given, 1))).sum(1)
+        gap = F.binary_cross_entropy_with_logits(given, chances, reduction="none")
+        gap -= F.binary_cross_entropy_with_logits(wanted, chances, reduction="none")
+    else:
+        logs = F.log_softmax(wanted, 1)
+        gap = (logs.exp() * (logs - F.log_softmax(given, 1))).sum(1)
     return gap.flatten(1).mean(1) if gap.dim() > 1 else gap

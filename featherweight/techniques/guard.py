@@ -29,7 +29,7 @@ def guarded(
         layers: what may fall back: the float layer of each path.
         tolerance: how far outputs may be from the original's, see `Damage`.
     """
-    lost = damage.of(model)
+    lost = damage.of(model, tolerance)
     if lost <= tolerance:
         return
     swaps = {path: swap for path in layers if (swap := _milder(model, path, layers[path])) is not None}

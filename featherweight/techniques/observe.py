@@ -88,7 +88,8 @@ def observe(
 def _channel_means(layer: nn.Module, value: Tensor) -> Tensor:
     """Of what enters a linear layer, the mean of each feature; of what enters a convolution, of each channel."""
     axes = len(getattr(layer, "kernel_size", ()))
-    return value.detach().float().movedim(-1 - axes, 0).flatten(1).mean(1)
+    channel = value.dim() - 1 - axes
+    return value.detach().float().mean([place for place in range(value.dim()) if place != channel])
 
 
 def _update(seen: dict[str, Observed], path: str, value: Tensor, mean: Tensor | None = None) -> None:

@@ -10,6 +10,7 @@ from featherweight.layers.quantized import round_mantissa, significant_bits, spa
 _STRIDE, _COARSE = 0.01, 5
 _SHARES = torch.linspace(0.25, 1.0, 76, dtype=torch.float64).tolist()  # of the largest magnitude, _STRIDE apart
 _FINE = 6  # bits up to which each share is tried
+_CACHED = 1 << 15  # weights searched at a time: every try reads them anew, which is quick from a cache only
 
 
 def grid_scale(weight: Tensor, bits: int, per_channel: bool, full: bool = False, worth: Tensor | None = None) -> Tensor:
@@ -27,36 +28,53 @@ def grid_scale(weight: Tensor, bits: int, per_channel: bool, full: bool = False,
     """
     rows = weight.detach().double().reshape(weight.shape[0] if per_channel else 1, -1)
     costs = None if worth is None else worth.double().reshape(rows.shape)
-    low, high = span(bits, full)
-    largest = rows.abs().amax(1, keepdim=True).clamp_min(1e-8)
-    if bits == 1:
-        best = rows.abs().mean(1, keepdim=True)
-    elif bits <= _FINE:
-        best = largest / high * _best_share(rows, largest / high, torch.ones_like(largest), _SHARES, (low, high), costs)
-    else:  # the error of a fine grid changes smoothly, so a coarse search and one around its result find the same
-        near = _best_share(rows, largest / high, torch.ones_like(largest), _SHARES[::_COARSE], (low, high), costs)
-        around = [place * _STRIDE for place in range(1 - _COARSE, _COARSE)]
-        best = largest / high * _best_share(rows, largest / high, near, around, (low, high), costs, beside=True)
+    together = max(1, _CACHED // max(1, rows.shape[1]))
+    best = torch.cat(
+        [
+            _best_steps(
+                rows[some : some + together],
+                bits,
+                span(bits, full),
+                None if costs is None else costs[some : some + together],
+            )
+            for some in range(0, len(rows), together)
+        ]
+    )
     return round_mantissa(best.flatten().float().clamp_min(1e-8), significant_bits(bits))
 
 
-def _best_share(
-    rows: Tensor,
-    whole: Tensor,
-    start: Tensor,
-    shares: list[float],
-    limits: tuple[int, int],
-    costs: Tensor | None,
-    beside: bool = False,
-) -> Tensor:
-    """The share of a step, `[rows, 1]`, with the least squared error: one of `shares`, or of those added to `start`."""
-    best, least, room = start, torch.full_like(whole, torch.inf), torch.empty_like(rows)
-    for share in shares:
-        tried = (start + share).clamp(max=1.0) if beside else torch.full_like(whole, share)
-        step = whole * tried
+def _best_steps(rows: Tensor, bits: int, limits: tuple[int, int], costs: Tensor | None) -> Tensor:
+    """The step of each row, `[rows, 1]` float64."""
+    largest = rows.abs().amax(1, keepdim=True).clamp_min(1e-8)
+    if bits == 1:
+        return rows.abs().mean(1, keepdim=True)
+    whole = largest / limits[1]
+    shares = torch.tensor(_SHARES[:: 1 if bits <= _FINE else _COARSE], dtype=rows.dtype, device=rows.device)
+    best = _best_share(rows, whole, shares.expand(len(rows), -1), limits, costs)
+    if (
+        bits > _FINE
+    ):  # the error of a fine grid changes smoothly, so a coarse search and one around its result find the same
+        around = torch.arange(1 - _COARSE, _COARSE, device=rows.device) * _STRIDE
+        best = _best_share(rows, whole, (best + around).clamp(max=1.0), limits, costs)
+    return whole * best
+
+
+def _best_share(rows: Tensor, whole: Tensor, shares: Tensor, limits: tuple[int, int], costs: Tensor | None) -> Tensor:
+    """The share of a step, `[rows, 1]`, with the least squared error, of ascending ones `[rows, shares]`; the smallest of several.
+
+    It is searched from above, until what is clipped already costs each row more than its best.
+    """
+    magnitudes, room = rows.abs(), torch.empty_like(rows)
+    best, least = torch.ones_like(whole), torch.full_like(whole, torch.inf)
+    for place in reversed(range(shares.shape[1])):
+        share = shares[:, place, None]
+        step = whole * share
+        torch.sub(magnitudes, step * -limits[0], out=room).clamp_(min=0).square_()
+        if bool(((room if costs is None else room.mul_(costs)).sum(1, keepdim=True) > least).all()):
+            break
         torch.div(rows, step, out=room).round_().clamp_(*limits).mul_(step).sub_(rows).square_()
         error = (room if costs is None else room.mul_(costs)).sum(1, keepdim=True)
-        best, least = torch.where(error < least, tried, best), torch.minimum(error, least)
+        best, least = torch.where(error <= least, share, best), torch.minimum(error, least)
     return best
 
 

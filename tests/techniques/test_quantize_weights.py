@@ -59,6 +59,20 @@ def test_the_step_clips_an_outlier_where_that_costs_less():
     assert grid_scale(weight, 2, per_channel=True).item() == pytest.approx(0.1, rel=0.02)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_step_is_the_best_of_all_shares_of_the_largest_magnitude(weighted):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 20_000, generator=generator, dtype=torch.float64)
+    weight[3] = weight[3] ** 3  # one that is clipped by much
+    worth = torch.rand(weight.shape, generator=generator, dtype=torch.float64) if weighted else torch.ones_like(weight)
+    found = grid_scale(weight, 4, per_channel=True, worth=worth if weighted else None)
+    for row, costs, step in zip(weight, worth, found, strict=True):
+        steps = row.abs().max() / 7 * torch.linspace(0.25, 1.0, 76, dtype=torch.float64)
+        errors = [((row / one).round().clamp(-7, 7) * one - row).square() @ costs for one in steps]
+        best = steps[int(torch.stack(errors).argmin())]
+        assert float(step) == float(round_mantissa(best[None].float(), 8))
+
+
 def test_zeros_stay_zero_and_an_empty_row_is_no_error():
     weight = torch.zeros(2, 4)
     weight[0, 1] = 0.3
