@@ -162,7 +162,7 @@ class Candidates:
                     recipes[name] = recipe
             told = {name: self._short(strength, name, recipe) for name, recipe in recipes.items()}
             self.best = min(told, key=lambda name: told[name][0])
-            return self.best, told[self.best][1]
+            return self.best, self._over(told[self.best][1])
         return self.best, 1.0
 
     def _steps(self, strength: Strength) -> int | None:
@@ -178,13 +178,17 @@ class Candidates:
         loader: Any = self.job.data.train
         return strength.shorter().healing.total * (1.0 if steps is None else steps / len(loader))
 
-    def _short(self, strength: Strength, name: str, recipe: Recipe) -> tuple[float, float]:
-        """The divergence of a candidate, and its size over the limit."""
+    def _short(self, strength: Strength, name: str, recipe: Recipe) -> tuple[float, Result]:
+        """The divergence of a candidate after a short training, and the candidate."""
         job = self.job
-        result: Result = job.execute(recipe, by_user=False, measure=False, steps=self._steps(strength))
+        result = job.execute(recipe, by_user=False, measure=False, steps=self._steps(strength))
         data = dataclasses.replace(job.data, calibrate=job.data.validate)
         reference = Reference(job.model, Context(data=data), _COMPARED)
         found = reference.divergence(result.model)
-        size, limit = job.size(result), self.budget.limit("size")
-        job.progress(f"mix {name}: {found:.4f} nats from the original, {size:,} bytes, after a short training", 1.0)
-        return found, 1.0 if limit is None else 1.005 * size / limit.allowed(job.before.size_bytes)
+        job.progress(f"mix {name}: {found:.4f} nats from the original after a short training", 1.0)
+        return found, result
+
+    def _over(self, result: Result) -> float:
+        """How many times too large a candidate's file is, with room for what further training changes."""
+        limit = self.budget.limit("size")
+        return 1.0 if limit is None else 1.005 * self.job.size(result) / limit.allowed(self.job.before.size_bytes)

@@ -56,14 +56,19 @@ class Cut:
 
 @dataclass
 class Result:
-    """A recipe carried out: the model, its graph, the edits, what was left alone, and one row a step."""
+    """A recipe carried out: the model, the edits, what was left alone, one row a step, and who exports the graph."""
 
     recipe: Recipe
     model: nn.Module
-    graph: Graph
     edits: list[Edit]
     untouched: list[Untouched]
     steps: list[dict[str, Any]]
+    export: Callable[[nn.Module, list[Edit]], Graph]
+
+    @property
+    def graph(self) -> Graph:
+        """The model's graph; exporting takes seconds, and most candidates are never asked."""
+        return self.export(self.model, self.edits)
 
 
 @dataclass
@@ -203,7 +208,7 @@ class Job:
             if position + 1 == len(head):
                 self._hold(head, Cut(model, list(edits), list(context.untouched), set(context.sparse)))
         model = model.cpu()
-        return Result(recipe, model, graph if measure else self.graph_of(model, edits), edits, context.untouched, rows)
+        return Result(recipe, model, edits, context.untouched, rows, self.graph_of)
 
     def _hold(self, head: tuple[Technique, ...], cut: Cut) -> None:
         """Keep a cut model for the candidates that begin like it; the oldest goes when there are many."""
