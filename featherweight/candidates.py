@@ -1,4 +1,4 @@
-"""Candidates of the joint search for one job: priced untrained, mixes compared by short trainings, trials trained in full."""
+"""Candidates of the joint search for one job: priced untrained, mixes compared by short trainings, trials trained."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from featherweight.job import MARGIN, Job, Result, file_floor
 from featherweight.portable import assemble
 from featherweight.running import run
 from featherweight.scoring import evaluate
-from featherweight.search import MIXES, UNIFORM, Strength, Trial, mixed, search
+from featherweight.search import MIXES, SHORT, UNIFORM, Strength, Trial, mixed, search
 from featherweight.technique import Context, Recipe
 from featherweight.techniques import FoldBatchNorm, QuantizeStatic
 
 _COMPARED = 2048  # validation samples on which mixes are compared
-_EPOCHS, _PART = 4, 16  # with fewer epochs, short trainings read so small a part of one, times their number
+_EPOCHS = 8  # with fewer, a whole epoch is no short training
+_SPARED = 4  # times shorter than the whole a training must be to be worth trying first
 _CORRECTIONS = 6  # of the seconds of one mix
 
 
@@ -52,8 +53,7 @@ class Candidates:
         folded, edits = run(FoldBatchNorm(), job.model, context)
         self.floor = float(file_floor(folded.cpu(), edits, job.graph_of(folded, edits)))
         self.best: str | None = None
-        self.priced: dict[Recipe, dict[str, float]] = {}
-        self.took: dict[Recipe, float] = {}  # seconds, by untrained recipe
+        self.priced: dict[Recipe, dict[str, float]] = {}  # by untrained recipe
         if "latency" in self.costs:
             plain = job.execute(Recipe((FoldBatchNorm(), QuantizeStatic())), by_user=False, measure=False)
             whole, tables = assemble(plain.graph, plain.model.state_dict()), tables_of(folded, context, shares=EIGHTHS)
@@ -73,19 +73,22 @@ class Candidates:
         """Return the costs of the untrained candidate."""
         job = self.job
         job.progress(f"estimating {strength.factor:g}x, {strength.share:.0%} of the {strength.metric}", 0.0)
-        recipe = self.recipe(strength, next(iter(MIXES)), trains=False)
-        if recipe in self.priced:
-            return self.priced[recipe]
-        result = job.execute(recipe, by_user=False, measure=False)
-        facts = measuring.structure(result.model, job.data)
-        costs = {"size": float(job.size(result)), "params": float(facts.params), "macs": float(facts.macs or 0)}
-        if "latency" in self.costs:
-            costs["latency"] = self.took[recipe] = self.seconds(result)
-        if "memory" in self.costs:
-            whole = assemble(result.graph, result.model.state_dict())
-            costs["memory"] = float(measuring.peak_bytes(whole, job.data))
-        self.priced[recipe] = costs
-        return costs
+        return self.price(self.recipe(strength, next(iter(MIXES)), trains=False))
+
+    def price(self, recipe: Recipe) -> dict[str, float]:
+        """Return the costs of a recipe that trains nothing, carried out once."""
+        if recipe not in self.priced:
+            job = self.job
+            result = job.execute(recipe, by_user=False, measure=False)
+            facts = measuring.structure(result.model, job.data)
+            costs = {"size": float(job.size(result)), "params": float(facts.params), "macs": float(facts.macs or 0)}
+            if "latency" in self.costs:
+                costs["latency"] = self.seconds(result)
+            if "memory" in self.costs:
+                whole = assemble(result.graph, result.model.state_dict())
+                costs["memory"] = float(measuring.peak_bytes(whole, job.data))
+            self.priced[recipe] = costs
+        return self.priced[recipe]
 
     def seconds(self, result: Result) -> float:
         """Return what the latency table says of a candidate."""
@@ -98,22 +101,38 @@ class Candidates:
         if limit is None:
             return strength
         for _ in range(_CORRECTIONS):
-            recipe = self.recipe(strength, mix, trains=False)
-            if recipe not in self.took:
-                self.took[recipe] = self.seconds(self.job.execute(recipe, by_user=False, measure=False))
-            faster = strength.faster(self.took[recipe], limit.allowed(self.costs["latency"]))
+            measured = self.price(self.recipe(strength, mix, trains=False))["latency"]
+            faster = strength.faster(measured, limit.allowed(self.costs["latency"]))
             if faster == strength:
                 break
             strength = faster
         return strength
 
     def full(self, strength: Strength) -> Trial:
-        """Train and score the candidate, with the mix that heals best."""
-        job, begin = self.job, time.perf_counter()
+        """Train and score the candidate, with the mix that heals best.
+
+        Where the drop has a limit, what already keeps every limit after a short training is not trained longer.
+        """
         mix, over = self.mix(strength)
         if over > 1:
             strength = dataclasses.replace(strength, factor=round(strength.factor * over, 2))
         strength = self.in_time(strength, mix)
+        if self.spared(strength):
+            trial = self.trial(strength.shorter(), mix)
+            if trial.holds:
+                return trial
+        return self.trial(strength, mix)
+
+    def spared(self, strength: Strength) -> bool:
+        """Whether a short training is tried before the whole one: where it is much shorter, and a drop limit can be kept."""
+        return (
+            self.budget.limit("drop") is not None
+            and _SPARED * strength.shorter().healing.total <= strength.healing.total
+        )
+
+    def trial(self, strength: Strength, mix: str) -> Trial:
+        """Train and score the candidate of a strength and mix."""
+        job, begin = self.job, time.perf_counter()
         recipe = self.recipe(strength, mix)
         result = job.execute(recipe, by_user=False, measure=False)
         size = job.size(result)
@@ -143,25 +162,33 @@ class Candidates:
                     recipes[name] = recipe
             told = {name: self._short(strength, name, recipe) for name, recipe in recipes.items()}
             self.best = min(told, key=lambda name: told[name][0])
-            return self.best, told[self.best][1]
+            return self.best, self._over(told[self.best][1])
         return self.best, 1.0
 
     def _steps(self, strength: Strength) -> int | None:
-        """Of an epoch of a short training; all where the full one has epochs enough that a part of them is short."""
+        """Of an epoch of a short training; all where the full one has epochs enough that a whole one is short."""
         loader: Any = self.job.data.train
         if strength.epochs >= _EPOCHS or not hasattr(loader, "__len__"):
             return None
-        return max(1, round(len(loader) * strength.epochs / _PART))
+        return max(1, round(len(loader) * strength.epochs / SHORT))
 
-    def _short(self, strength: Strength, name: str, recipe: Recipe) -> tuple[float, float]:
-        """The divergence of a candidate, and its size over the limit."""
+    def shortened(self, strength: Strength) -> float:
+        """Return the epochs that a mix is compared by, in all."""
+        steps = self._steps(strength)
+        loader: Any = self.job.data.train
+        return strength.shorter().healing.total * (1.0 if steps is None else steps / len(loader))
+
+    def _short(self, strength: Strength, name: str, recipe: Recipe) -> tuple[float, Result]:
+        """The divergence of a candidate after a short training, and the candidate."""
         job = self.job
-        result: Result = job.execute(recipe, by_user=False, measure=False, steps=self._steps(strength))
+        result = job.execute(recipe, by_user=False, measure=False, steps=self._steps(strength))
         data = dataclasses.replace(job.data, calibrate=job.data.validate)
         reference = Reference(job.model, Context(data=data), _COMPARED)
         found = reference.divergence(result.model)
-        size, limit = job.size(result), self.budget.limit("size")
-        if "latency" in self.costs:
-            self.took[self.recipe(strength, name, trains=False)] = self.seconds(result)
-        job.progress(f"mix {name}: {found:.4f} nats from the original, {size:,} bytes, after a short training", 1.0)
-        return found, 1.0 if limit is None else 1.005 * size / limit.allowed(job.before.size_bytes)
+        job.progress(f"mix {name}: {found:.4f} nats from the original after a short training", 1.0)
+        return found, result
+
+    def _over(self, result: Result) -> float:
+        """How many times too large a candidate's file is, with room for what further training changes."""
+        limit = self.budget.limit("size")
+        return 1.0 if limit is None else 1.005 * self.job.size(result) / limit.allowed(self.job.before.size_bytes)

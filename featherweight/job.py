@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from featherweight.portable import Graph, assemble, export_graph
 from featherweight.preflight import Request, check, open_workspace
 from featherweight.running import run
 from featherweight.scoring import Score, evaluate
-from featherweight.technique import Context, Recipe, Untouched
+from featherweight.technique import Context, Recipe, Stage, Technique, Untouched
 from featherweight.techniques import FoldBatchNorm
 
 Progress = Callable[[str, float], None]
@@ -40,18 +41,34 @@ _DIGITS = 12  # bytes by which the final facts may be longer
 _STEPS = 8000  # optimizer steps that the gradual pruning of a trial aims at
 _MOST_MACS = 4e12  # forward multiply-adds that it may take: minutes on two cores
 _FEWEST_EPOCHS, _MOST_EPOCHS = 2, 60
+_HELD = 12  # cut and factored models that are kept: what a few mixes at two strengths need
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A recipe after its cuts and factors, before anything that candidates differ in: training, zeros and widths."""
+
+    model: nn.Module
+    edits: list[Edit]
+    untouched: list[Untouched]
+    sparse: set[str]
 
 
 @dataclass
 class Result:
-    """A recipe carried out: the model, its graph, the edits, what was left alone, and one row a step."""
+    """A recipe carried out: the model, the edits, what was left alone, one row a step, and who exports the graph."""
 
     recipe: Recipe
     model: nn.Module
-    graph: Graph
     edits: list[Edit]
     untouched: list[Untouched]
     steps: list[dict[str, Any]]
+    export: Callable[[nn.Module, list[Edit]], Graph]
+
+    @property
+    def graph(self) -> Graph:
+        """The model's graph; exporting takes seconds, and most candidates are never asked."""
+        return self.export(self.model, self.edits)
 
 
 @dataclass
@@ -72,6 +89,7 @@ class Job:
     original: Graph
     epochs: int
     graphs: dict[str, Graph]
+    cuts: dict[tuple[Technique, ...], Cut]
 
     @classmethod
     def start(
@@ -106,6 +124,7 @@ class Job:
                 original=export_graph(model, complete_data),
                 epochs=training_epochs(complete_data, before.macs or 0, request.epochs),
                 graphs={},
+                cuts={},
             )
             job.refuse_impossible()
         except FeatherweightError:
@@ -166,7 +185,14 @@ class Job:
         edits: list[Edit] = []
         graph = self.original
         rows = [self._row("original", model, graph, edits, 0.0, "")] if measure else []
+        head = () if measure else _head(recipe)  # a model that is measured is measured after every step
+        known_cut = self.cuts.get(head)
+        if known_cut is not None:
+            model, edits = known_cut.model, list(known_cut.edits)  # `run` works on a copy
+            context.untouched, context.sparse = list(known_cut.untouched), set(known_cut.sparse)
         for position, step in enumerate(recipe.steps):
+            if known_cut is not None and position < len(head):
+                continue
             begin = time.perf_counter()
             known = len(context.untouched)
             context.step, context.position = str(step), position
@@ -179,8 +205,16 @@ class Job:
                 seconds, plain = time.perf_counter() - begin, copy.deepcopy(model).cpu()
                 graph = self.graph_of(plain, edits) if done else graph
                 rows.append(self._row(str(step), plain, graph, edits, seconds, note))
+            if position + 1 == len(head):
+                self._hold(head, Cut(model, list(edits), list(context.untouched), set(context.sparse)))
         model = model.cpu()
-        return Result(recipe, model, graph if measure else self.graph_of(model, edits), edits, context.untouched, rows)
+        return Result(recipe, model, edits, context.untouched, rows, self.graph_of)
+
+    def _hold(self, head: tuple[Technique, ...], cut: Cut) -> None:
+        """Keep a cut model for the candidates that begin like it; the oldest goes when there are many."""
+        self.cuts[head] = cut
+        if len(self.cuts) > _HELD:
+            del self.cuts[next(iter(self.cuts))]
 
     def graph_of(self, model: nn.Module, edits: list[Edit]) -> Graph:
         """Return a model's graph, which holds no weights: exported once for all candidates of the same structure."""
@@ -245,6 +279,12 @@ def _remove(workspace: Path, temporary: tempfile.TemporaryDirectory[str] | None)
         temporary.cleanup()
     else:
         shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _head(recipe: Recipe) -> tuple[Technique, ...]:
+    """The steps before the first one that trains, zeroes or rounds."""
+    steps = takewhile(lambda step: step.stage is not None and step.stage <= Stage.FACTOR, recipe.steps)
+    return tuple(steps)
 
 
 def file_floor(model: nn.Module, edits: list[Edit], graph: Graph) -> int:

@@ -20,7 +20,6 @@ from featherweight.technique import Context
 from featherweight.techniques.train import Training, fit
 
 _BATCHES = 3  # that the time of an epoch is taken from
-_SHORT = 0.25  # of a trial, by which mixes are compared
 _COPIES = 5  # of the weights while training: themselves, their gradients, two moments and the teacher's
 
 
@@ -74,8 +73,10 @@ def _planned(candidates: Candidates, trials: int) -> dict[str, Any]:
         rows.append({"limit": str(limit), "allowed": allowed, "untrained": found, "met": met})
     epoch = _epoch_seconds(job)
     trial = epoch * strength.healing.total
+    short = epoch * candidates.shortened(strength)
     mixes = min(trials, len(MIXES) + 1)
     most = 1 if budget.limit("drop") is None else trials
+    spared = candidates.spared(strength)
     return {
         "feasible": all(row["met"] is not False for row in rows),
         "limits": rows,
@@ -83,8 +84,8 @@ def _planned(candidates: Candidates, trials: int) -> dict[str, Any]:
         "seconds": {
             "epoch": round(epoch, 2),
             "trial": round(trial),
-            "least": round(trial * (1 + _SHORT * mixes)),
-            "most": round(trial * most * (1 + _SHORT * mixes)),
+            "least": round(short * mixes + (short if spared else trial)),
+            "most": round(short * mixes + most * (trial + short * spared)),
         },
         "memory_bytes": _COPIES * job.before.size_bytes,
     }

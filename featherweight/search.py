@@ -2,8 +2,8 @@
 
 A strength says how small: the share of multiply-adds or parameters left is the largest whose untrained model meets the
 limits on MACs, parameters and memory. The seconds that the program may spend by the tables, and the size factor, start at
-the limits and are corrected by what the untrained model and its file measure, until both keep them. Each trial then trains in
-full, and while the validation score holds, the file is made smaller, else larger.
+the limits and are corrected by what the untrained model and its file measure, until both keep them. Each trial then trains as
+long as it needs, and while the validation score holds, the file is made smaller, else larger.
 
 A mix says how the damages of the families compare once healed, which tables cannot know: lost channels heal best, then ranks,
 then zeros, and the rounding to few bits least. Short trainings decide between a few mixes.
@@ -29,6 +29,8 @@ MIXES: dict[str, dict[str, float]] = {
     "sparse": {"zeros": 0.01, "rounding": 2.0},
     "even": {},
 }
+SHORT = 16
+"""How many times shorter than a trial the trainings are that compare mixes, and that a mild trial makes do with."""
 UNIFORM = "uniform"
 """No allocation: one density by LAMP, and one width."""
 _SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.16, 0.1, 0.06, 0.03)
@@ -69,8 +71,8 @@ class Strength:
         return Healing.of(self.epochs)
 
     def shorter(self) -> Strength:
-        """Return a strength with a quarter of the training."""
-        return replace(self, epochs=max(1, self.epochs // 4))
+        """Return a strength with a sixteenth of the training, at least an epoch."""
+        return replace(self, epochs=max(1, self.epochs // SHORT))
 
     def faster(self, measured: float, allowed: float) -> Strength:
         """Return the strength as it is where a candidate's seconds keep the limit, else with fewer of the tables' by as much.
@@ -162,7 +164,7 @@ def _ratio(wanted: float) -> float:
 
 @dataclass(frozen=True)
 class Trial:
-    """One fully trained candidate.
+    """One trained candidate.
 
     Attributes:
         strength: what was tried.
@@ -219,8 +221,8 @@ def search(
         budget: what to meet.
         original: the original's costs, for relative limits.
         cheap: costs of a candidate without training.
-        full: trains and scores a candidate.
-        epochs: of the gradual pruning in each trial.
+        full: trains and scores a candidate, as long as it needs.
+        epochs: most of the gradual pruning in each trial.
         trials: most candidates to train.
     """
     start, drop, size = first_strength(budget, original, cheap, epochs), budget.limit("drop"), budget.limit("size")

@@ -14,16 +14,19 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from featherweight import job
 from featherweight.artifact import load
+from featherweight.budget import Budget
 from featherweight.candidates import Candidates
 from featherweight.data import Data, complete, forward
+from featherweight.edits import to_json
 from featherweight.errors import BudgetError, DataError, RecipeError
 from featherweight.pipeline import compress
 from featherweight.portable import export_graph
+from featherweight.preflight import Request
 from featherweight.recipe_files import recipe_from_json
 from featherweight.scoping import only
 from featherweight.scoring import evaluate
 from featherweight.tasks.training import tensor_loader
-from featherweight.techniques import Distill, FoldBatchNorm, PruneWeights, QuantizeWeights
+from featherweight.techniques import Distill, FoldBatchNorm, PruneChannels, PruneWeights, QuantizeWeights
 
 
 @pytest.fixture(autouse=True)
@@ -376,3 +379,85 @@ def test_what_folding_makes_possible_is_not_refused():
         compress(model, data, f"size<={floor - 1}B", only("nowhere", FoldBatchNorm()))
     with pytest.raises(BudgetError, match="impossible"):
         compress(model, data, "size<=100B", only("nowhere", FoldBatchNorm()))
+
+
+class Counted:
+    """A loader that notes how many batches each pass over it read."""
+
+    def __init__(self, loader):
+        self.loader, self.passes = loader, []
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        self.passes.append(0)
+        for batch in self.loader:
+            self.passes[-1] += 1
+            yield batch
+
+
+def searched(clusters, budget="size<=60%", **options):
+    """Search on 80 training batches; gives the artifact, and how many of them each pass of a training read."""
+    split = [part for batch in clusters.data.train for part in zip(*(half.split(4) for half in batch), strict=True)]
+    loader = Counted(split)
+    data = replace(clusters.data, train=loader, calibrate=clusters.data.train)
+    artifact = compress(clusters.model, data, budget, **options)
+    return artifact, [count for count in loader.passes if count > 1]  # one is read where a checkpoint is named
+
+
+def test_mixes_are_compared_on_a_part_of_an_epoch_and_the_trial_reads_all_of_it(clusters):
+    """One epoch and one after quantization, of 80 batches: a sixteenth is 5.
+
+    Recipes of the short and the whole training are the same, so a checkpoint taken for the other's would train too little.
+    """
+    artifact, passes = searched(clusters, epochs=2, trials=2)
+    assert passes[-2:] == [80, 80]
+    assert set(passes[:-2]) == {5}
+    assert len(artifact.report.trials) == 1
+
+
+def test_parts_of_an_epoch_are_not_trained_again_after_a_kill(clusters, tmp_path):
+    def stop(message, done):
+        if message.startswith("mix "):
+            raise Chosen
+
+    options = {"epochs": 2, "trials": 3, "out": tmp_path / "model.fw"}
+    whole, passes = searched(clusters, **options)
+    with pytest.raises(Chosen):
+        searched(clusters, **options, progress=stop)
+    resumed, left = searched(clusters, **options, resume=True)
+    assert resumed.to_bytes() == whole.to_bytes()
+    assert left == passes[2:]  # but the first mix
+
+
+def test_a_trial_that_holds_after_a_short_training_is_not_trained_longer(clusters):
+    artifact, passes = searched(clusters, "size<=60%, drop<=30pt", epochs=12, trials=1)
+    assert len(passes) <= 2 * 2  # the mix and the trial, an epoch before quantization and one after it
+    assert artifact.report.trials[0]["met"]
+    artifact, passes = searched(clusters, "size<=60%, drop<=0pt", epochs=12, trials=1)
+    assert len(passes) >= 12
+    assert "epochs=8" in artifact.report.trials[0]["recipe"]
+
+
+def test_candidates_of_one_structure_are_cut_once_and_are_what_they_would_be_alone(clusters, monkeypatch):
+    cut = only("inner.*", PruneChannels(ratio=0.5, importance="obs", reconstruct=True))
+    plain = cut + QuantizeWeights(bits=4)
+    healed = cut + PruneWeights(ratio=0.5, epochs=1) + QuantizeWeights(bits=4)
+    wanted, taken, edits = Budget.parse("size<=60%"), [], PruneChannels.edits
+    request = Request(wanted, None, 1, 0, torch.device("cpu"), None, False, None)
+
+    def started():
+        return job.Job.start(clusters.model, clusters.data, None, request, lambda message, done: None)
+
+    monkeypatch.setattr(PruneChannels, "edits", lambda *given: taken.append(given) or edits(*given))
+    alone = started().execute(healed, by_user=False, measure=False)
+    assert len(taken) == 1
+    shared = started()
+    shared.execute(plain, by_user=False, measure=False)
+    second = shared.execute(healed, by_user=False, measure=False)
+    assert len(taken) == 2
+    assert json.dumps(to_json(second.edits)) == json.dumps(to_json(alone.edits))
+    assert second.untouched == alone.untouched
+    pairs = zip(second.model.state_dict().items(), alone.model.state_dict().items(), strict=True)
+    assert all(name == other and torch.equal(one, two) for (name, one), (other, two) in pairs)
