@@ -43,6 +43,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/distillation_table.py
 	$(BIN)/python benchmarks/distillation_unlabelled.py
 	$(BIN)/python benchmarks/lowrank_sweep.py
+	$(BIN)/python benchmarks/lowrank_lstm.py
 	$(BIN)/python benchmarks/lowrank_vgg19.py
 	$(BIN)/python benchmarks/lstm_combined.py
 	$(BIN)/python benchmarks/quantization_qat.py
@@ -60,6 +61,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/budget_resnet20.py
 	$(BIN)/python benchmarks/budget_kill.py
 	$(BIN)/python benchmarks/budget_ray.py
+	$(BIN)/python benchmarks/budget_allocation.py
+	$(BIN)/python benchmarks/budget_margins.py
 	$(BIN)/python benchmarks/budget_amc.py resnet20 0 1 2
 	$(BIN)/python benchmarks/budget_supernet.py resnet20 0 1 2
 	$(BIN)/python benchmarks/budget_supernet.py transformer 0 1 2

@@ -39,8 +39,8 @@ class QuantizeWeights(Technique):
     before anything is rounded: of a mobile network the first and the depthwise ones, which are small.
 
     With a `tolerance`, layers that hurt fall back to 8 bits, and are listed, until outputs on calibration data differ by no more
-    (Kullback-Leibler divergence in nats for classes, a share of the variance for values); `compensated` rounding then leaves every
-    fifth of the batches unread, since on those it was fitted to outputs always look near.
+    (Kullback-Leibler divergence in nats for classes, a share of the variance for values); `compensated` rounding then leaves the
+    last fifth of the batches unread, since on those it was fitted to outputs always look near.
 
     Paper: Frantar et al., "GPTQ", ICLR 2023, with act-order; Li et al., "GPTAQ", ICML 2025; Behdin et al., "QuantEase", 2023;
         Gholami et al., "A Survey of Quantization Methods for Efficient Neural Network Inference", 2021.
