@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from functools import cached_property
 from typing import Any
 
 from featherweight import measurement as measuring
@@ -21,6 +22,7 @@ from featherweight.techniques import FoldBatchNorm, QuantizeStatic
 
 _COMPARED = 2048  # validation samples on which mixes are compared
 _EPOCHS = 8  # with fewer, a whole epoch is no short training
+_FINALISTS = 2  # mixes that are trained for a part of an epoch; the others look worse untrained
 _SPARED = 4  # times shorter than the whole a training must be to be worth trying first
 _CORRECTIONS = 6  # of the seconds of one mix
 
@@ -134,9 +136,10 @@ class Candidates:
         """Train and score the candidate of a strength and mix."""
         job, begin = self.job, time.perf_counter()
         recipe = self.recipe(strength, mix)
-        result = job.execute(recipe, by_user=False, measure=False)
+        # the only trial is the file: it is measured step by step at once
+        result = job.execute(recipe, by_user=False, measure=self.budget.limit("drop") is None)
         size = job.size(result)
-        score = evaluate(result.model, job.data, "validate", job.request.device)
+        score = result.score or evaluate(result.model, job.data, "validate", job.request.device)
         drop, error = job.score.drop(score), job.score.drop_error(score)
         limits = {name: self.budget.limit(name) for name in ("size", "drop", "latency")}
         fits = limits["size"] is None or size <= limits["size"].allowed(job.before.size_bytes)
@@ -160,6 +163,8 @@ class Candidates:
                 recipe = self.recipe(strength.shorter(), name)
                 if recipe not in recipes.values():
                     recipes[name] = recipe
+            if self._steps(strength) is not None:
+                recipes = self._nearest(strength, recipes)
             told = {name: self._short(strength, name, recipe) for name, recipe in recipes.items()}
             self.best = min(told, key=lambda name: told[name][0])
             return self.best, self._over(told[self.best][1])
@@ -178,13 +183,28 @@ class Candidates:
         loader: Any = self.job.data.train
         return strength.shorter().healing.total * (1.0 if steps is None else steps / len(loader))
 
+    @cached_property
+    def _reference(self) -> Reference:
+        """The original's outputs on validation data."""
+        data = dataclasses.replace(self.job.data, calibrate=self.job.data.validate)
+        return Reference(self.job.model, Context(data=data), _COMPARED)
+
+    def _nearest(self, strength: Strength, recipes: dict[str, Recipe]) -> dict[str, Recipe]:
+        """The mixes whose untrained candidates are nearest to the original, where training takes long: as many as are trained."""
+        if len(recipes) <= _FINALISTS:
+            return recipes
+        untrained = {name: self.recipe(strength, name, trains=False) for name in recipes}
+        told = {
+            name: self._reference.divergence(self.job.execute(recipe, by_user=False, measure=False).model)
+            for name, recipe in untrained.items()
+        }
+        return {name: recipes[name] for name in sorted(told, key=told.__getitem__)[:_FINALISTS]}
+
     def _short(self, strength: Strength, name: str, recipe: Recipe) -> tuple[float, Result]:
         """The divergence of a candidate after a short training, and the candidate."""
         job = self.job
         result = job.execute(recipe, by_user=False, measure=False, steps=self._steps(strength))
-        data = dataclasses.replace(job.data, calibrate=job.data.validate)
-        reference = Reference(job.model, Context(data=data), _COMPARED)
-        found = reference.divergence(result.model)
+        found = self._reference.divergence(result.model)
         job.progress(f"mix {name}: {found:.4f} nats from the original after a short training", 1.0)
         return found, result
 

@@ -56,7 +56,10 @@ class Cut:
 
 @dataclass
 class Result:
-    """A recipe carried out: the model, the edits, what was left alone, one row a step, and who exports the graph."""
+    """A recipe carried out: the model, the edits, what was left alone, one row a step, and who exports the graph.
+
+    `score` is on validation data, of a recipe that was measured.
+    """
 
     recipe: Recipe
     model: nn.Module
@@ -64,6 +67,7 @@ class Result:
     untouched: list[Untouched]
     steps: list[dict[str, Any]]
     export: Callable[[nn.Module, list[Edit]], Graph]
+    score: Score | None = None
 
     @property
     def graph(self) -> Graph:
@@ -90,6 +94,7 @@ class Job:
     epochs: int
     graphs: dict[str, Graph]
     cuts: dict[tuple[Technique, ...], Cut]
+    measured: dict[Recipe, Result]
 
     @classmethod
     def start(
@@ -125,6 +130,7 @@ class Job:
                 epochs=training_epochs(complete_data, before.macs or 0, request.epochs),
                 graphs={},
                 cuts={},
+                measured={},
             )
             job.refuse_impossible()
         except FeatherweightError:
@@ -170,6 +176,8 @@ class Job:
         Raises:
             RecipeError: a step that the user wrote found nothing to do.
         """
+        if measure and recipe in self.measured:
+            return self.measured[recipe]
         data, workspace = self.data, self.workspace
         if steps is not None and data.train is not None:
             data, workspace = replace(data, train=Shortened(data.train, steps)), workspace / f"first-{steps}"
@@ -184,7 +192,8 @@ class Job:
         model: nn.Module = copy.deepcopy(self.model)
         edits: list[Edit] = []
         graph = self.original
-        rows = [self._row("original", model, graph, edits, 0.0, "")] if measure else []
+        score = self.score
+        rows = [self._row("original", model, graph, edits, 0.0, "", score)] if measure else []
         head = () if measure else _head(recipe)  # a model that is measured is measured after every step
         known_cut = self.cuts.get(head)
         if known_cut is not None:
@@ -203,12 +212,15 @@ class Job:
                 raise RecipeError(f"{step} found nothing to do: {_instead(model, context.untouched[known:])}")
             if measure:
                 seconds, plain = time.perf_counter() - begin, copy.deepcopy(model).cpu()
-                graph = self.graph_of(plain, edits) if done else graph
-                rows.append(self._row(str(step), plain, graph, edits, seconds, note))
+                if done:
+                    graph, score = self.graph_of(plain, edits), evaluate(plain, self.data, "validate")
+                rows.append(self._row(str(step), plain, graph, edits, seconds, note, score))
             if position + 1 == len(head):
                 self._hold(head, Cut(model, list(edits), list(context.untouched), set(context.sparse)))
-        model = model.cpu()
-        return Result(recipe, model, edits, context.untouched, rows, self.graph_of)
+        result = Result(recipe, model.cpu(), edits, context.untouched, rows, self.graph_of, score if measure else None)
+        if measure:
+            self.measured[recipe] = result
+        return result
 
     def _hold(self, head: tuple[Technique, ...], cut: Cut) -> None:
         """Keep a cut model for the candidates that begin like it; the oldest goes when there are many."""
@@ -227,11 +239,10 @@ class Job:
         return self.graphs[key]
 
     def _row(
-        self, step: str, model: nn.Module, graph: Graph, edits: list[Edit], seconds: float, note: str
+        self, step: str, model: nn.Module, graph: Graph, edits: list[Edit], seconds: float, note: str, score: Score
     ) -> dict[str, Any]:
         """What one step did: score, bytes and milliseconds of the model, on the CPU, as it stands after it."""
         size = len(package(model, edits, {}, graph).to_bytes())
-        score = evaluate(model, self.data, "validate")
         models = {
             "original": assemble(self.original, self.model.state_dict()),
             "now": assemble(graph, model.state_dict()),

@@ -417,6 +417,13 @@ def test_mixes_are_compared_on_a_part_of_an_epoch_and_the_trial_reads_all_of_it(
     assert len(artifact.report.trials) == 1
 
 
+def test_of_many_mixes_two_are_trained_for_a_part_of_an_epoch(clusters):
+    said = []
+    _, passes = searched(clusters, epochs=2, trials=5, progress=lambda message, done: said.append(message))
+    assert sum(message.startswith("mix ") for message in said) == 2
+    assert passes[:-2] == [5] * 4  # an epoch before quantization and one after it
+
+
 def test_parts_of_an_epoch_are_not_trained_again_after_a_kill(clusters, tmp_path):
     def stop(message, done):
         if message.startswith("mix "):

@@ -300,6 +300,8 @@ class _Loop:
                 tensors[name].masked_fill_(~mask, 0.0)  # a product would leave -0.0
 
     def _consider(self) -> None:
+        if not self.best and self.epoch == self.training.epochs:
+            return  # the only candidate, which no score need tell from others
         score = evaluate(self.model, self.context.data, "validate", self.context.device)
         value = score.value if score.higher_is_better else -score.value
         self.waited += 1
