@@ -73,11 +73,8 @@ class QuantizeWeights(Technique):
         known = recurrent_moments(model, context, fitted) if compensated else {}
         yield from recurrent_swaps(model, context)
         layers = quantizable(model, context, self.bits, per_channel, self.group)
-        damage = (
-            Damage(model, context, self.batches, skip=fitted if fitted < self.batches else 0)
-            if self.tolerance
-            else None
-        )
+        unread = fitted if fitted < self.batches else 0  # from there on, where some were held back
+        damage = Damage(model, context, self.batches, skip=unread) if self.tolerance else None
         widths = {path: self.bits for path, _ in layers}
         if self.spare:
             widths = spread(model, context, layers, self.bits, self.spare)

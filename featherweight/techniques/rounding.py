@@ -51,9 +51,7 @@ def _best_steps(rows: Tensor, bits: int, limits: tuple[int, int], costs: Tensor 
     whole = largest / limits[1]
     shares = torch.tensor(_SHARES[:: 1 if bits <= _FINE else _COARSE], dtype=rows.dtype, device=rows.device)
     best = _best_share(rows, whole, shares.expand(len(rows), -1), limits, costs)
-    if (
-        bits > _FINE
-    ):  # the error of a fine grid changes smoothly, so a coarse search and one around its result find the same
+    if bits > _FINE:  # whose error changes smoothly: a coarse search and one around its result find the same
         around = torch.arange(1 - _COARSE, _COARSE, device=rows.device) * _STRIDE
         best = _best_share(rows, whole, (best + around).clamp(max=1.0), limits, costs)
     return whole * best
