@@ -55,7 +55,7 @@ def original(network: str, seed: int) -> Task:
     return cifar.task(network)
 
 
-SEEDS = {"mlp": 3, "lstm": 3, "resnet20": 3, "minilm": 1, "vgg19": 1}
+SEEDS = {"mlp": 3, "lstm": 3, "resnet20": 3, "minilm": 3, "vgg19": 3}
 SCHEMES: dict[str, Technique] = {
     "qat_w4": QuantizeAware(bits=4),
     "qat_w4a4": QuantizeAware(bits=4, activations=4),
@@ -68,7 +68,7 @@ EPOCHS = {
     "mlp": (15, 15, 15, 15, 15),
     "lstm": (3, 6, 8, 8, 10),
     "resnet20": (1, 2, 6, 6, 10),
-    "minilm": (1, 1, 2, 2, 3),
+    "minilm": (2, 3, 6, 6, 8),
     "vgg19": (2, 3, 4, 4, 6),
 }
 RATES = {"mlp": 1e-3, "lstm": 1e-3, "resnet20": 1e-3, "minilm": 1e-4, "vgg19": 5e-4}
