@@ -33,16 +33,20 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet of `6 n + 2` layers for 32 x 32 images and ten classes, widths 16, 32 and 64."""
+    """ResNet of `6 n + 2` layers for 32 x 32 images and ten classes; its stages have `width`, twice and four times as many channels."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, width: int = 16) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(blocks)))
-        self.layer2 = nn.Sequential(*(Block(32 if i else 16, 32, 1 if i else 2) for i in range(blocks)))
-        self.layer3 = nn.Sequential(*(Block(64 if i else 32, 64, 1 if i else 2) for i in range(blocks)))
-        self.linear = nn.Linear(64, 10)
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+
+        def stage(inside: int, outside: int, stride: int) -> nn.Sequential:
+            rest = (Block(outside, outside, 1) for _ in range(blocks - 1))
+            return nn.Sequential(Block(inside, outside, stride), *rest)
+
+        self.layer1 = stage(width, width, 1)
+        self.layer2, self.layer3 = stage(width, 2 * width, 2), stage(2 * width, 4 * width, 2)
+        self.linear = nn.Linear(4 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits `[n, 10]` of images `[n, 3, 32, 32]`."""

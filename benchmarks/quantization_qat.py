@@ -55,7 +55,7 @@ def original(network: str, seed: int) -> Task:
     return cifar.task(network)
 
 
-SEEDS = {"mlp": 3, "lstm": 3, "resnet20": 3, "minilm": 3, "vgg19": 3}
+SEEDS = {"mlp": 3, "lstm": 3, "resnet20": 3, "minilm": 1, "vgg19": 1}
 SCHEMES: dict[str, Technique] = {
     "qat_w4": QuantizeAware(bits=4),
     "qat_w4a4": QuantizeAware(bits=4, activations=4),
