@@ -23,7 +23,7 @@ MINUTES = {
     },
     "quantization.efficientnet.over_best_runtime": ("quantization_latency.py efficientnet", 15),
     "quantization.export.unexplained": ("quantization_export.py", 30),
-    "lowrank.whitened_over_plain": ("lowrank_sweep.py", 240),
+    **{f"lowrank.{figure}": ("lowrank_sweep.py", 240) for figure in ("whitened_over_plain", "allocated_over_uniform")},
     "distillation.unlabelled.recovery": ("distillation_unlabelled.py", 40),
     **{f"distillation.sets.{figure}": ("distillation_table.py", 600) for figure in ("soft_targets", "best_other")},
     **{f"bytes.{network}.over_nncodec": ("bytes_rdoq.py", 200) for network in ("resnet56", "vgg19", "minilm")},
@@ -44,9 +44,6 @@ MINUTES = {
     "budget.supernet.transformer.gap": ("budget_supernet.py transformer 0 1 2", 75),
     "evaluation.newcomer.minutes": ("evaluation_newcomer.py", 20),
 }
-NO_SCRIPT = {
-    "lowrank.allocated_over_uniform": "the sweep measures accuracy before healing alone; the healed half has no script yet",
-}
 
 
 def main() -> None:
@@ -59,9 +56,6 @@ def main() -> None:
         if identifier not in known:
             note = f"not run to its end yet: `python benchmarks/{command}` is reckoned at {minutes} minutes of one core"
             record(NAME, identifier, None, 0, note)
-    for identifier, reason in NO_SCRIPT.items():
-        if identifier not in known:
-            record(NAME, identifier, None, 0, reason)
 
 
 if __name__ == "__main__":
