@@ -73,7 +73,7 @@ KINDS = {
     "own": Kind(
         PruneChannels(ratio=0.6, importance="taylor", ranking="global", minimum=48),
         Distill(epochs=1, learning_rate=1e-3, teacher_share=0.0),
-        (1.0,),
+        (0.3,),
         2,
         lost=0.5,
     ),

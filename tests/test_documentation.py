@@ -122,9 +122,10 @@ def test_the_benchmark_page_is_what_the_results_say(monkeypatch):
     assert page.PAGE.read_text() == page.rendered(), "run python benchmarks/page.py"
 
 
-def test_the_headline_table_of_the_readme_is_what_the_results_say(monkeypatch):
+def test_table_and_picture_of_the_readme_are_what_the_results_say(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     page = importlib.import_module("page")
+    assert page.picture(page.PICTURED.read_text()) == page.PICTURE.read_text(), "run python benchmarks/page.py"
     assert page.readme(README.read_text()) == README.read_text(), "run python benchmarks/page.py"
 
 
