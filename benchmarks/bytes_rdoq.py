@@ -26,6 +26,7 @@ import numpy as np
 import sentiment
 import torch
 from bytes_coder import Peer
+from originals import device
 from results import keep, kept, record
 from torch import Tensor, nn
 
@@ -76,15 +77,19 @@ class Bench:
         key = f"{self.name} {way}"
         if key not in self.cells:
             model, size = make()
-            self._remember(key, {"bytes": size, "validate": 100 * evaluate(model, self.data, "validate").value})
+            self._remember(key, {"bytes": size, "validate": self._score(model, "validate")})
         return self.cells[key]
 
     def tested(self, way: str, make: Callable[[], tuple[nn.Module, int]]) -> Cell:
         """Return the cell with its test accuracy."""
         cell = self.cell(way, make)
         if "test" not in cell:
-            self._remember(f"{self.name} {way}", {**cell, "test": 100 * evaluate(make()[0], self.data, "test").value})
+            self._remember(f"{self.name} {way}", {**cell, "test": self._score(make()[0], "test")})
         return self.cells[f"{self.name} {way}"]
+
+    def _score(self, model: nn.Module, part: str) -> float:
+        """Return the accuracy on one part of the data in per cent."""
+        return 100 * evaluate(copy.deepcopy(model).to(device()), self.data, part, device()).value
 
     def _remember(self, key: str, cell: Cell) -> None:
         self.cells[key] = cell

@@ -111,7 +111,11 @@ COURSES = {
     "cifar10": Course(
         cifar.data,
         lambda _: cifar.task("resnet56").model,
-        {"ResNet-8": partial(ResNet, 1), "ResNet-20": partial(ResNet, 3), "ResNet-8 of width 48": partial(ResNet, 1, 48)},
+        {
+            "ResNet-8": partial(ResNet, 1),
+            "ResNet-20": partial(ResNet, 3),
+            "ResNet-8 of width 48": partial(ResNet, 1, 48),
+        },
         6,
         "attention layer3 -> layer3",
     ),
