@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 import statistics
 import tempfile
 import time
@@ -55,6 +56,8 @@ def rounds(
 ) -> dict[str, list[float]]:
     """Return the seconds of each round of `interleaved`, by name, so that rounds can be paired.
 
+    Each round has an order of its own: what ran just before leaves its code and data in the caches, which helps a sibling.
+
     Args:
         calls: by name; each is warmed up first.
         seconds: to spend on each call, about.
@@ -67,13 +70,15 @@ def rounds(
         while time.perf_counter() - start < _SPIN:
             call()
     times: dict[str, list[float]] = {name: [] for name in calls}
+    order, draw = list(calls), random.Random(0)  # noqa: S311
     start = time.perf_counter()
     while (rounds := len(next(iter(times.values())))) < most:
         if rounds >= least and time.perf_counter() - start > seconds * len(calls):
             break
-        for name, call in calls.items():
+        draw.shuffle(order)
+        for name in order:
             begin = time.perf_counter()
-            call()
+            calls[name]()
             times[name].append(time.perf_counter() - begin)
     return times
 
