@@ -48,7 +48,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "minilm": sentiment.task,
 }
 BATCHES = {"resnet56": 8, "vgg19": 4, "minilm": 16}
-STEPS = (0.2, 0.28, 0.4, 0.5, 0.6, 0.72, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
+STEPS = (0.14, 0.17, 0.2, 0.24, 0.28, 0.33, 0.4, 0.45, 0.5, 0.6, 0.72, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
 QUANTIZERS = tuple(range(-36, -11, 1))
 LOSS, APART = 0.5, 0.1  # points of validation accuracy
 RATES = {"ours": 0.1, "compensated": 0.2}
