@@ -184,10 +184,15 @@ def main() -> None:
         done[name] = [carried_out(one) for one in REPRODUCTIONS[name]]
         keep(NAME, done)
         _say(f"{name}: {done[name]}", 1.0)
-    rows = [row for name in REPRODUCTIONS for row in done.get(name, [])]
+    row(done)
+
+
+def row(done: dict[str, Any]) -> None:
+    """Write the row of what is done."""
+    table = [line for name in REPRODUCTIONS for line in done.get(name, [])]
     missing = [name for name in REPRODUCTIONS if name not in done]
     note = f"one seed each, on the data at hand; not run yet: {', '.join(missing) or 'none'}"
-    record(NAME, "evaluation.recipes", len(done), 1, note, {"table": rows})
+    record(NAME, "evaluation.recipes", len(done), 1, note, {"table": table})
 
 
 def _say(message: str, share: float) -> None:
