@@ -154,7 +154,8 @@ def _rows(done: dict[str, Any], asked: argparse.Namespace, dense: nn.Module, cif
         note = (
             f"ours {told(ours)}; torch-pruning 1.6.1 {told(theirs)}; dense healed as long {told(scores('dense'))}; "
             f"healing on the same batches ({how}, on {trained}), {done[f'ours {target}, seed 0, {how}']['macs']:,} and "
-            f"{done[f'reference {target}, seed 0, {how}']['macs']:,} of {macs(dense, cifar):,} multiply-adds{_longer(done, target)}"
+            f"{done[f'reference {target}, seed 0, {how}']['macs']:,} of {macs(dense, cifar):,} multiply-adds"
+            f"{_longer(done, target, asked.passes)}"
         )
         gap = statistics.mean(a - b for a, b in zip(ours, theirs, strict=True))
         record(NAME, f"pruning.resnet56.{target}.over_reference", round(gap, 2), len(seeds), note, done)
@@ -171,15 +172,16 @@ def _rows(done: dict[str, Any], asked: argparse.Namespace, dense: nn.Module, cif
     record(NAME, "pruning.resnet56.realised", round(share, 2), 1, note)
 
 
-def _longer(done: dict[str, Any], target: str) -> str:
-    """What the networks of a target reached in the longest healing that all of them have had, if it is another one."""
-    found: dict[str, dict[str, list[float]]] = {}
+def _longer(done: dict[str, Any], target: str, passes: int) -> str:
+    """What the networks of a target reached in the longest healing that any has had, if it was longer than these passes."""
+    found: dict[int, dict[str, list[float]]] = {}
     for key, cell in done.items():
-        who, _, passes, rate = key.split(", ")
+        who, _, length, _ = key.split(", ")
         if who == "dense" or who.endswith(f" {target}"):
-            found.setdefault(f"{passes}, {rate}", {}).setdefault(who, []).append(100 * cell["accuracy"])
-    how, means = max(found.items(), key=lambda item: int(item[0].split()[1].rstrip(",")))
-    return f"; after {how}: " + ", ".join(f"{who} {statistics.mean(values):.2f}" for who, values in means.items())
+            found.setdefault(int(length.split()[1]), {}).setdefault(who, []).append(100 * cell["accuracy"])
+    longest = max(found)
+    told = ", ".join(f"{who} {statistics.mean(values):.2f}" for who, values in found[longest].items())
+    return f"; after {longest} passes: {told}" if longest > passes else ""
 
 
 def realised(dense: nn.Module, small: nn.Module, cifar: Data) -> tuple[float, str]:

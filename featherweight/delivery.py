@@ -18,8 +18,6 @@ from featherweight.latency import Latency, interleaved, one_thread
 from featherweight.portable import assemble, export_graph, export_program
 from featherweight.runtimes import RUNTIMES, Program, Subject, find_runtime, installed
 
-_NEAR, _LONGER = 1.1, 4.0  # times the fastest that is near it; times as long that those are timed again
-
 
 @dataclass(frozen=True)
 class Delivery:
@@ -185,8 +183,6 @@ def deliveries(
 def timed(made: Sequence[Delivery], inputs: Inputs, seconds: float = 1.0) -> list[Delivery]:
     """Return the deliveries with their latencies, called in turn on one thread; the fastest first, those without program last.
 
-    Those nearly as fast as the fastest are timed again, longer.
-
     Args:
         made: from `deliveries`.
         inputs: of the call that is timed.
@@ -196,10 +192,6 @@ def timed(made: Sequence[Delivery], inputs: Inputs, seconds: float = 1.0) -> lis
     if calls:
         with one_thread(), torch.inference_mode():
             latencies = interleaved(calls, seconds)
-            limit = _NEAR * min(item.median for item in latencies.values())
-            near = {name: call for name, call in calls.items() if latencies[name].median <= limit}
-            if len(near) > 1:
-                latencies |= interleaved(near, _LONGER * seconds)
         made = [replace(item, latency=latencies.get(item.runtime)) for item in made]
     return sorted(made, key=lambda item: item.latency.median if item.latency else float("inf"))
 
