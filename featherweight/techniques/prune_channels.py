@@ -30,12 +30,14 @@ class PruneChannels(Technique):
     What leaves with a channel is followed through residual adds, flatten, depthwise convolution, normalization, attention
     and recurrent layers, and its importance is that of everything that leaves. `ranking` says what share each group loses:
     the same (`group`), by one threshold over all units (`global`), by one for each set of groups of the same shapes
-    (`isomorphic`), or by one over all on the importance for each multiply-add saved (`macs`). With `reconstruct`, the layers
-    behind a cut are refitted to their old outputs on calibration data.
+    (`isomorphic`), or by one over all on the importance for each multiply-add saved (`macs`). Where kernels compute `multiple`
+    channels at a time, so many are ranked as one, as only whole blocks save time. With `reconstruct`, the layers behind a cut
+    are refitted to their old outputs on calibration data.
     Groups that cannot be followed are left whole, and the report says what stopped them.
 
     Paper: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; coupled groups: Fang et al., "DepGraph", CVPR 2023;
-        isomorphic ranking: Fang et al., ECCV 2024; reconstruction: He et al., "Channel Pruning", ICCV 2017.
+        isomorphic ranking: Fang et al., ECCV 2024; blocks: Shen et al., HALP, NeurIPS
+        2022; reconstruction: He et al., "Channel Pruning", ICCV 2017.
     Use when: time, memory and bytes all matter: what remains is a smaller dense network, faster everywhere.
     Costs: one trace, and a pass over `batches` calibration batches for importances from data and for each reconstruction;
         heal with `distill` afterwards.
@@ -128,7 +130,7 @@ class PruneChannels(Technique):
             rivals.setdefault(alike, []).append(place)
         counts = [0] * len(groups)
         for places in rivals.values():
-            together = torch.cat([scores[place] for place in places])
+            together = torch.cat([_of_blocks(scores[place], self.multiple) for place in places])
             owner = torch.cat([torch.full((len(groups[place]),), place) for place in places])
             kept = owner[together.argsort(descending=True, stable=True)[: round(len(together) * (1 - self.ratio))]]
             for place in places:
@@ -151,6 +153,12 @@ def _width(group: CoupledGroup) -> int:
     """How many output channels one unit is: more than one for a head."""
     outputs = zip(group.members, group.units[0], strict=True)
     return min((len(owned) for (_, dim), owned in outputs if dim == 0), default=1)
+
+
+def _of_blocks(scores: Tensor, multiple: int) -> Tensor:
+    """Every unit's score as the mean of the `multiple` units that it leaves with, the most important units first."""
+    blocks = torch.split(scores.sort(descending=True).values, multiple)
+    return torch.cat([block.mean().expand(len(block)) for block in blocks])
 
 
 def _form(group: CoupledGroup, tensors: dict[str, Tensor]) -> tuple[object, ...]:

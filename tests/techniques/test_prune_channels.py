@@ -48,6 +48,19 @@ def test_minimum_and_multiple():
     assert output[0].out_features == 8
 
 
+def test_units_that_must_leave_together_are_ranked_together():
+    """By single units three of each layer would stay, but the last two of the first are worth more than those of the second."""
+    model = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 4), nn.Linear(4, 1))
+    sizes = torch.ones(1), torch.tensor([1.3, 1.3, 1.3, 0.1]), torch.tensor([2.4, 0.6, 0.6, 0.4]), torch.ones(1)
+    for layer, inside, outside in zip(model, sizes, sizes[1:], strict=False):
+        layer.weight.data = torch.outer(outside, inside)
+        nn.init.zeros_(layer.bias)
+    alone, _, _ = prune(model, torch.ones(1, 1), ratio=0.25, ranking="global")
+    assert (alone[0].out_features, alone[1].out_features) == (3, 3)
+    output, _, _ = prune(model, torch.ones(1, 1), ratio=0.25, ranking="global", multiple=2)
+    assert (output[0].out_features, output[1].out_features) == (4, 2)
+
+
 def test_random_importance_draws_from_the_seed():
     model = nn.Sequential(nn.Linear(3, 32), nn.Linear(32, 2))
     first, second = (prune(model, torch.ones(1, 3), importance="random")[0] for _ in range(2))
