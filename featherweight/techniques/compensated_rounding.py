@@ -54,22 +54,15 @@ def fitted(layer: nn.Module, fresh: QuantizedLayer, pair: Pair, sparse: bool) ->
         sparse: whether its zeros must stay.
     """
     weight, bias = layer.get_parameter("weight").detach(), getattr(layer, "bias", None)
-    groups, columns = pair.mean.shape
-    rows = weight.to(pair.second).reshape(groups, -1, columns)
-    second, cross = pair.centred() if isinstance(bias, Tensor) else (pair.second, pair.cross)
-    unsure = max(1.0, columns / pair.samples)  # fewer samples than columns say little of most directions
-    damping = unsure * DAMPING * second.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_TINY)
-    ridge = torch.diag_embed(damping[:, None].expand(groups, columns))
+    rows = rows_of(weight, pair)
     held = (rows == 0) & sparse
-    if fresh.bits < _FAITHFUL:
-        target = torch.linalg.solve(second + ridge, rows @ (cross + ridge), left=False).masked_fill(held, 0.0)
-    else:
-        target = rows.masked_fill(held, 0.0)
-    worth = (second + ridge).diagonal(dim1=1, dim2=2)[:, None].expand_as(target)
+    second, best = least_squares(rows, pair, isinstance(bias, Tensor))
+    target = (best if fresh.bits < _FAITHFUL else rows).masked_fill(held, 0.0)
+    worth = second.diagonal(dim1=1, dim2=2)[:, None].expand_as(target)
     scale = grid_scale(
         fresh.rows(target.reshape(weight.shape)), fresh.bits, True, fresh.full, fresh.rows(worth.reshape(weight.shape))
     ).reshape(fresh.scale.shape)
-    goal = Goal(target, second + ridge, held, *span(fresh.bits, fresh.full))
+    goal = Goal(target, second, held, *span(fresh.bits, fresh.full))
     steps = _steps(fresh, scale, goal)
     codes = goal.rounded(steps)
     for _ in range(_SWEEPS):
@@ -77,11 +70,46 @@ def fitted(layer: nn.Module, fresh: QuantizedLayer, pair: Pair, sparse: bool) ->
             scale = round_mantissa(goal.refitted(codes, scale), significant_bits(fresh.bits))
             steps = _steps(fresh, scale, goal)
         codes = goal.descended(codes, steps)
-    moved = None
-    if isinstance(bias, Tensor):
-        kept = rows @ pair.mean[..., None] - (codes * steps) @ pair.changed[..., None]
-        moved = bias.detach() + kept.flatten().to(bias)
+    moved = moved_bias(bias, rows, codes * steps, pair) if isinstance(bias, Tensor) else None
     return Fitted(codes.reshape(weight.shape), scale, moved)
+
+
+def rows_of(weight: Tensor, pair: Pair) -> Tensor:
+    """Return a weight as `[groups, out, in]` float64, where its inputs' moments are."""
+    groups, columns = pair.mean.shape
+    return weight.detach().to(pair.second).reshape(groups, -1, columns)
+
+
+def least_squares(rows: Tensor, pair: Pair, biased: bool) -> tuple[Tensor, Tensor]:
+    """Return the damped second moment of the changed inputs, and the weight that with them comes nearest to the old outputs.
+
+    Args:
+        rows: the weight, `[groups, out, in]`.
+        pair: moments of its inputs.
+        biased: whether a bias takes what is left of the mean, so that moments are about the means.
+
+    Returns:
+        `[groups, in, in]` and `[groups, out, in]`, float64.
+    """
+    groups, columns = pair.mean.shape
+    second, cross = pair.centred() if biased else (pair.second, pair.cross)
+    unsure = max(1.0, columns / pair.samples)  # fewer samples than columns say little of most directions
+    damping = unsure * DAMPING * second.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_TINY)
+    ridge = torch.diag_embed(damping[:, None].expand(groups, columns))
+    return second + ridge, torch.linalg.solve(second + ridge, rows @ (cross + ridge), left=False)
+
+
+def moved_bias(bias: Tensor, rows: Tensor, values: Tensor, pair: Pair) -> Tensor:
+    """Return the bias that keeps the mean of the outputs, `[out]`.
+
+    Args:
+        bias: as it was.
+        rows: the weight as it was, `[groups, out, in]`.
+        values: as it is now, the same.
+        pair: moments of the inputs.
+    """
+    kept = rows @ pair.mean[..., None] - values @ pair.changed[..., None]
+    return bias.detach() + kept.flatten().to(bias)
 
 
 def _steps(fresh: QuantizedLayer, scale: Tensor, goal: Goal) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -74,7 +74,7 @@ def paired_moments(
     context: Context,
     paths: Iterable[str],
     count: int,
-    grids: dict[str, Grid] | None = None,
+    grids: Mapping[str, Grid] | None = None,
 ) -> dict[str, Pair]:
     """Return the moments at each path; a layer that calibration data never reached has none.
 
@@ -108,7 +108,7 @@ def paired_moments(
 class _Sums:
     """Adds moments up while both models run; what the original's layers were given waits for the other's."""
 
-    def __init__(self, layers: dict[str, nn.Module], grids: dict[str, Grid]) -> None:
+    def __init__(self, layers: dict[str, nn.Module], grids: Mapping[str, Grid]) -> None:
         self.layers, self.grids = layers, grids
         self.waiting: dict[str, list[Tensor]] = {path: [] for path in layers}
         self.totals: dict[str, list[Tensor]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 
 from featherweight.edits import Swap, module_at
 from featherweight.layers.quantized import limit, round_mantissa, round_together, significant_bits
-from featherweight.layers.recurrent import SplitRecurrent
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.attention import attention_swaps
-from featherweight.techniques.importance import digest
-from featherweight.techniques.moments import LAYERS, moments
+from featherweight.techniques.compensated_rounding import least_squares, moved_bias, rows_of
+from featherweight.techniques.moments import input_energy
+from featherweight.techniques.paired import Pair
 from featherweight.techniques.rate_distortion import HIGHEST, Rounding, codes_of, refitted_step
-from featherweight.techniques.recurrent import recurrent_swaps
+from featherweight.techniques.recurrent import recurrent_moments, recurrent_swaps
 from featherweight.techniques.sensitivity import curvatures
-from featherweight.techniques.swaps import quantizable, quantized_swap
+from featherweight.techniques.sequential import inside_recurrent, reached
+from featherweight.techniques.swaps import COMPUTING, quantizable, quantized_swap
 
-_AT_ONCE = 1 << 31  # bytes of second moments that one pass over the calibration data may gather
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _TINY = 1e-30
 
-Moments = dict[str, tuple[Tensor, Tensor]]
+Reached = tuple[str, nn.Module, Pair | None]
 
 
 @final
@@ -41,15 +41,16 @@ class QuantizeRateDistortion(Technique):
     step; 0.1 is about where a finer step costs as much. Every scale is refitted to its codes.
 
     `sensitivity`: `fisher`, of what the model itself predicts on calibration data, without labels; `inputs`, energy of each
-    input relative to the layer's output; `none`, errors relative to the layer's weights. `compensate` moves the error of each
-    code to the later inputs of its row, and corrects biases for what is left; layers without second moments of inputs
-    (embeddings) go without. Exact zeros of pruned tensors stay.
+    input relative to the layer's output; `none`, errors relative to the layer's weights. `compensate` goes through the layers
+    in the order of their calls: the weight that keeps a layer's outputs, given what reaches it through those before, takes the
+    place of its own, the error of each code moves to the later inputs of its row, and biases take what is left; layers whose
+    inputs are not watched (embeddings) go without. Exact zeros of pruned tensors stay.
 
     Paper: Wiedemann et al., "DeepCABAC", 2019; compensated: Conzelmann & Bamler, CERWU, 2025, after Frantar et al., GPTQ,
-        ICLR 2023; steps: Choi, El-Khamy & Lee, "Towards the Limit of Network Quantization", ICLR 2017.
+        ICLR 2023, and Li et al., GPTAQ, ICML 2025; steps: Choi, El-Khamy & Lee, "Towards the Limit of Network Quantization", ICLR 2017.
     Use when: bytes on disk matter most and nothing is trained. `reestimate_norms` should follow where steps are large and
         calibration data is like the training data, augmentation included.
-    Costs: `batches` forward and backward passes; `compensate` an inverse of `[in, in]` float64 for each layer and up to 2 GiB.
+    Costs: `batches` forward and backward passes; `compensate` two more for each layer, and a few matrices `[in, in]` in float64.
     """
 
     stage: ClassVar[Stage | None] = Stage.QUANTIZE
@@ -64,17 +65,17 @@ class QuantizeRateDistortion(Technique):
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap for each layer, and before them one for each attention and recurrent layer."""
         yield from attention_swaps(model, context)
+        known = recurrent_moments(model, context, self.batches) if self.compensate else {}
         yield from recurrent_swaps(model, context)
         found = quantizable(model, context, 8, self.per_channel)
         weights = {_name(path): layer.get_parameter("weight") for path, layer in found}
         sensitivities = self._sensitivities(model, weights, context)
         unit = self._unit(weights, sensitivities)
-        for part in _parts(found):
-            seen = self._moments(model, context, [path for path, _ in part]) if self.compensate else {}
-            for path, layer in part:
-                name = _name(path)
-                worth = sensitivities[name] / unit**2
-                yield self._swap(path, layer, worth, context, seen.get(name))
+        alone: Iterable[Reached] = ((path, layer, None) for path, layer in found)
+        for path, layer, pair in (
+            reached(model, context, found, self.batches, known=known) if self.compensate else alone
+        ):
+            yield self._swap(path, layer, sensitivities[_name(path)] / unit**2, context, pair)
 
     def mildest(self) -> Technique:
         """Return a thousandth of the weights' size as the step, which 8 bits widen."""
@@ -92,12 +93,14 @@ class QuantizeRateDistortion(Technique):
         if self.sensitivity == "fisher":
             known = curvatures(model, weights, context, self.batches)
         else:
-            seen = self._moments(model, context, [name.rpartition(".")[0] for name in weights])
-            known = {}
-            for name, (_, second) in seen.items():
-                energy = second.diagonal(dim1=1, dim2=2).cpu()
-                rows = energy.repeat_interleave(len(matrices[name]) // len(energy), 0)
-                known[name] = rows / (rows * matrices[name].square()).mean().clamp_min(_TINY)
+            inside = inside_recurrent(model)
+            watched = [name.rpartition(".")[0] for name in weights]
+            watched = [path for path in watched if isinstance(module_at(model, path), COMPUTING)]
+            watched = [path for path in watched if not path.startswith(inside)]
+            known = {
+                name: energy.cpu() / (energy.cpu() * matrices[name].square()).mean().clamp_min(_TINY)
+                for name, energy in input_energy(model, context, watched, self.batches).items()
+            }
         # what calibration data never reached is taken for as sensitive as the others
         usual = [float((known[name] * matrices[name].square()).mean()) for name in known]
         level = sum(usual) / len(usual) if usual else 1.0
@@ -113,59 +116,39 @@ class QuantizeRateDistortion(Technique):
                 logs, count = logs + weight.numel() * math.log(max(size, _TINY)), count + weight.numel()
         return self.step * math.exp(logs / max(1, count))
 
-    def _moments(self, model: nn.Module, context: Context, paths: list[str]) -> Moments:
-        """First and second moments of inputs; those of the last weights are kept, for trials on the same."""
-        inside = tuple(path for path, module in model.named_modules() if isinstance(module, SplitRecurrent))
-        paths = [
-            path  # the matrices of a recurrent layer are read off, and meet no inputs
-            for path in paths
-            if isinstance(module_at(model, path), LAYERS) and not path.startswith(tuple(f"{one}." for one in inside))
-        ]
-        known, now = ("moments", tuple(paths), self.batches), digest(model)
-        if known not in context.memory or context.memory[known][0] != now:
-            context.memory[known] = (now, moments(model, context, paths, self.batches))
-        kept: Moments = context.memory[known][1]
-        return kept
-
-    def _swap(
-        self, path: str, layer: nn.Module, worth: Tensor, context: Context, seen: tuple[Tensor, Tensor] | None
-    ) -> Swap:
-        weight = layer.get_parameter("weight").detach()
+    def _swap(self, path: str, layer: nn.Module, worth: Tensor, context: Context, pair: Pair | None) -> Swap:
+        weight, bias = layer.get_parameter("weight").detach(), layer._parameters.get("bias")
         matrix = weight.cpu().double().flatten(1)
         held = matrix == 0 if _name(path) in context.sparse else torch.zeros_like(matrix, dtype=torch.bool)
         side = weight.shape[-1] if weight.dim() > 2 else 1
-        made = Rounding(matrix, worth, held, side, self.rate, seen[1] if seen is not None else None)
+        made = Rounding(matrix, worth, held, side, self.rate)
+        if pair is not None:
+            made = _compensated(made, rows_of(weight, pair), pair, bias is not None)
         each = self.per_channel and not isinstance(layer, _TRANSPOSED)  # whose rows are no outputs
         mean = worth.mean(1, keepdim=True) if each else worth.mean().reshape(1, 1)
-        largest = matrix.abs().amax(1, keepdim=True) if each else matrix.abs().max().reshape(1, 1)
+        sizes = made.weight.abs()
+        largest = sizes.amax(1, keepdim=True) if each else sizes.max().reshape(1, 1)
         step = torch.maximum(mean.rsqrt(), largest / HIGHEST)
         codes = codes_of(made, step)
         bits = next(bits for bits in range(2, 9) if limit(bits) >= float(codes.abs().max()))
         scale = round_mantissa(refitted_step(made, codes, step).flatten().float(), significant_bits(bits))
         swap = quantized_swap(path, layer, bits, each, scale=scale.to(weight.device))
         state = {**(swap.state or {}), "codes": codes.reshape(weight.shape).to(weight.device, torch.int8)}
-        if seen is not None and isinstance(layer.bias, Tensor):
-            groups = seen[0].cpu()
-            lost = (matrix - codes * scale.double().reshape(-1, 1)).reshape(len(groups), -1, groups.shape[1])
-            bias = layer.bias.detach() + (lost @ groups[..., None]).flatten().to(layer.bias)
-            state["bias"] = round_together(bias, significant_bits(bits))
+        if pair is not None and bias is not None:
+            rows, values = rows_of(weight, pair), codes * scale.double().reshape(-1, 1)
+            moved = moved_bias(bias, rows, values.to(rows).reshape(rows.shape), pair)
+            state["bias"] = round_together(moved, significant_bits(bits))
         return dataclasses.replace(swap, state=state)
+
+
+def _compensated(made: Rounding, rows: Tensor, pair: Pair, biased: bool) -> Rounding:
+    """The same with errors compensated: a row's weights share what an error of its output costs by their inputs' energy."""
+    second, target = least_squares(rows, pair, biased)
+    energy = pair.second.diagonal(dim1=1, dim2=2).mean(1).cpu().clamp_min(_TINY)
+    gain = made.worth.mean(1, keepdim=True) / energy.repeat_interleave(rows.shape[1])[:, None]
+    target = target.cpu().reshape(made.weight.shape).masked_fill(made.held, 0.0)
+    return dataclasses.replace(made, weight=target, moment=second, gain=gain)
 
 
 def _name(path: str) -> str:
     return f"{path}.weight".lstrip(".")
-
-
-def _parts(found: list[tuple[str, nn.Module]]) -> Iterator[list[tuple[str, nn.Module]]]:
-    """Yield layers in order, as many at once as have room for the second moments of their inputs."""
-    part: list[tuple[str, nn.Module]] = []
-    room = 0
-    for path, layer in found:
-        need = 8 * layer.get_parameter("weight")[0].numel() ** 2 * getattr(layer, "groups", 1)
-        if part and room + need > _AT_ONCE:
-            yield part
-            part, room = [], 0
-        part.append((path, layer))
-        room += need
-    if part:
-        yield part

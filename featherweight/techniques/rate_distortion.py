@@ -11,7 +11,6 @@ from featherweight.coding.choice import Chooser
 from featherweight.techniques.moments import inverse_factor
 
 _BLOCK = 128  # columns after which compensation reaches the columns behind
-_DAMPING = 0.01
 _DEAD_ZONE = 0.15  # about by how much bits widen what becomes zero; for the first guess of magnitudes alone
 HIGHEST = 127
 
@@ -26,7 +25,8 @@ class Rounding:
         held: weights that must stay zero, boolean `[out, rest]`.
         side: columns of the kernel; 1 where there is none.
         rate: what a bit costs.
-        moment: second moment of the inputs, `[groups, in, in]` float64, where errors are to be compensated.
+        moment: second moment of the inputs, damped, `[groups, in, in]` float64, where errors are to be compensated.
+        gain: what the square of an error of each row's output costs then, `[out, 1]`.
     """
 
     weight: Tensor
@@ -35,6 +35,7 @@ class Rounding:
     side: int
     rate: float
     moment: Tensor | None = None
+    gain: Tensor | None = None
 
 
 def codes_of(made: Rounding, step: Tensor) -> Tensor:
@@ -51,15 +52,13 @@ def codes_of(made: Rounding, step: Tensor) -> Tensor:
     values, worth = made.weight / step, made.worth * step.square()
     mean = max(float((values.abs() - _DEAD_ZONE).clamp(0, HIGHEST).round().mean()), 2.0**-10)
     chooser = Chooser(mean, len(values), made.side, made.rate, HIGHEST)
-    if made.moment is None:
+    if made.moment is None or made.gain is None:
         codes, _ = chooser.block(values.numpy(), worth.masked_fill(made.held, -1.0).numpy())
         return torch.from_numpy(codes).double()
-    factor = inverse_factor(made.moment, _DAMPING).cpu()
+    factor = inverse_factor(made.moment, 0.0).cpu()
     groups, width = factor.shape[:2]
     rest = values.reshape(groups, -1, width).clone()
-    costs = (_row_worth(made) * step.square()).reshape(groups, -1, 1) / factor.diagonal(dim1=1, dim2=2).square()[
-        :, None
-    ]
+    costs = (made.gain * step.square()).reshape(groups, -1, 1) / factor.diagonal(dim1=1, dim2=2).square()[:, None]
     costs = costs.masked_fill(made.held.reshape(costs.shape), -1.0)
     found = []
     for start in range(0, width, _BLOCK):
@@ -79,22 +78,13 @@ def refitted_step(made: Rounding, codes: Tensor, step: Tensor) -> Tensor:
         codes: `[out, rest]`, whole numbers.
         step: the step they were chosen at, `[out, 1]` or `[1, 1]`; kept where all codes are zero.
     """
-    if made.moment is None:
+    if made.moment is None or made.gain is None:
         towards = made.worth * codes
     else:
         grouped = codes.reshape(len(made.moment), -1, codes.shape[1]) @ made.moment.cpu()
-        towards = _row_worth(made) * grouped.flatten(0, 1)
+        towards = made.gain * grouped.flatten(0, 1)
     above, below = (towards * made.weight).sum(1, keepdim=True), (towards * codes).sum(1, keepdim=True)
     if len(step) == 1:
         above, below = above.sum(0, keepdim=True), below.sum(0, keepdim=True)
     fits = (below > 0) & (above > 0)
     return torch.where(fits, above / torch.where(fits, below, 1.0), step)
-
-
-def _row_worth(made: Rounding) -> Tensor:
-    """What the square of an error in each row's output costs, `[out, 1]`: the row's weights share it by their inputs' energy."""
-    moment = made.moment
-    if moment is None:
-        return made.worth.mean(1, keepdim=True)
-    energy = moment.diagonal(dim1=1, dim2=2).mean(1).cpu().clamp_min(torch.finfo(torch.float64).tiny)
-    return made.worth.mean(1, keepdim=True) / energy.repeat_interleave(len(made.weight) // len(energy))[:, None]

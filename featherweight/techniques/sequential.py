@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from featherweight.layers import SplitRecurrent
 from featherweight.technique import Context, Edits
 from featherweight.techniques.compensated_rounding import fitted
 from featherweight.techniques.paired import Pair, paired_moments, waves
+from featherweight.techniques.ranges import Grid
 from featherweight.techniques.swaps import COMPUTING, fresh_kind, quantized_swap
 
 Grids = dict[str, Tensor]
@@ -41,31 +42,52 @@ def sequential_swaps(
         grids: of activations, by path, as `quantized_swap` takes them.
         known: moments that are known already, by path: of the matrices of recurrent layers, which are read off.
     """
-    grids, known = grids or {}, known or {}
+    grids = grids or {}
+    entered = {path: (own["input_scale"], own["input_zero"]) for path, own in grids.items() if "input_scale" in own}
+    for path, layer, pair in reached(model, context, layers, count, entered, known):
+        bits = widths[path]
+        if pair is None:
+            yield quantized_swap(path, layer, bits, per_channel, grids.get(path), group)
+            continue
+        fresh = fresh_kind(layer, bits, per_channel, group, grids.get(path))[2]
+        found = fitted(layer, fresh, pair, f"{path}.weight".lstrip(".") in context.sparse)
+        yield quantized_swap(
+            path, layer, bits, per_channel, grids.get(path), group, found.scale, found.codes, found.bias
+        )
+
+
+def reached(
+    model: nn.Module,
+    context: Context,
+    layers: Sequence[tuple[str, nn.Module]],
+    count: int,
+    entered: Mapping[str, Grid] | None = None,
+    known: Mapping[str, Pair] | None = None,
+) -> Iterator[tuple[str, nn.Module, Pair | None]]:
+    """Yield every layer in the order of the calls with what reaches it, None where that is not known or not finite.
+
+    Args:
+        model: the model as it stands; it is read when each layer is asked for, and those before may be other ones by then.
+        context: calibration data.
+        layers: `(path, layer)`; those without inputs to be watched (embeddings, transposed convolutions) come first.
+        count: calibration batches to read for each layer.
+        entered: grids of what enters, by path, where it is rounded.
+        known: moments that are known already, by path: of the matrices of recurrent layers, which are read off.
+    """
+    known = known or {}
     original, _ = private_copy(model)
     by_path = dict(layers)
     inside = inside_recurrent(model)
     watched = [path for path, layer in layers if isinstance(layer, COMPUTING) and not path.startswith(inside)]
     for wave in [[path] for path in by_path if path not in watched] + waves(model, context, watched):
-        entered = {
-            path: (grids[path]["input_scale"], grids[path]["input_zero"])
-            for path in wave
-            if "input_scale" in grids.get(path, {})
-        }
         together = [path for path in wave if path in watched]
         pairs = paired_moments(original, model, context, together, count, entered) if together else {}
         for path in wave:
-            layer, pair, bits = by_path.pop(path), pairs.get(path) or known.get(path), widths[path]
-            if pair is None or not bool(torch.isfinite(pair.second).all()):
-                yield quantized_swap(path, layer, bits, per_channel, grids.get(path), group)
-                continue
-            fresh = fresh_kind(layer, bits, per_channel, group, grids.get(path))[2]
-            found = fitted(layer, fresh, pair, f"{path}.weight".lstrip(".") in context.sparse)
-            yield quantized_swap(
-                path, layer, bits, per_channel, grids.get(path), group, found.scale, found.codes, found.bias
-            )
+            pair = pairs.get(path) or known.get(path)
+            finite = pair is not None and bool(torch.isfinite(pair.second).all())
+            yield path, by_path.pop(path), pair if finite else None
     for path, layer in by_path.items():  # the example does not reach them
-        yield quantized_swap(path, layer, widths[path], per_channel, grids.get(path), group)
+        yield path, layer, None
 
 
 def inside_recurrent(model: nn.Module) -> tuple[str, ...]:

@@ -32,9 +32,11 @@ def correlated(samples, inputs, seed=0):
 
 def rounding(weight, rate=0.0, moment=None, worth=1.0, held=False, side=1):
     shape = weight.shape
-    return Rounding(
-        weight, torch.full(shape, worth).double(), torch.full(shape, held, dtype=torch.bool), side, rate, moment
-    )
+    worths, zeros = torch.full(shape, worth).double(), torch.full(shape, held, dtype=torch.bool)
+    if moment is None:
+        return Rounding(weight, worths, zeros, side, rate)
+    energy = moment.diagonal(dim1=1, dim2=2).mean(1).repeat_interleave(len(weight) // len(moment))
+    return Rounding(weight, worths, zeros, side, rate, moment, worth / energy[:, None])
 
 
 ONE = torch.ones(1, 1, dtype=torch.float64)
@@ -74,7 +76,7 @@ def test_compensation_is_gptq(groups, columns):
     inputs = torch.stack([correlated(900, columns, group).double() for group in range(groups)])
     moment = inputs.transpose(1, 2) @ inputs / 900
     codes = codes_of(rounding(weight, 0.0, moment), ONE)
-    factor = inverse_factor(moment, 0.01)
+    factor = inverse_factor(moment, 0.0)
     for group in range(groups):
         rest, upper = weight.reshape(groups, 4, columns)[group].clone(), factor[group]
         for column in range(columns):
@@ -235,9 +237,9 @@ def test_a_table_of_trials_reads_the_data_once():
 
     data = Data(example=torch.ones(1, 12), calibrate=Loader([torch.randn(8, 12)]))
     context, model = Context(data=data), nn.Sequential(nn.Linear(12, 12))
-    first, _ = run(QuantizeRateDistortion(0.2, compensate=True), model, context)
+    first, _ = run(QuantizeRateDistortion(0.2), model, context)
     once = len(read)
-    second, _ = run(QuantizeRateDistortion(0.6, compensate=True), model, context)
+    second, _ = run(QuantizeRateDistortion(0.6), model, context)
     assert len(read) == once
     assert type(first[0]) is type(second[0]) is QuantizedLinear
     assert first[0].scale < second[0].scale
