@@ -47,9 +47,9 @@ OURS = PruneChannels(importance="obs", ranking="global", minimum=1, batches=2)
 # one block wide, only what is missing
 BLOCKS = only(
     "layer2, layer3",
-    PruneChannels(ratio=0.55, importance="obs", ranking="macs", multiple=16, minimum=16, batches=2, reconstruct=True),
+    PruneChannels(ratio=0.55, importance="obs", ranking="macs", multiple=16, minimum=16, batches=8, reconstruct=True),
 )
-REST = only("layer1", OURS)
+REST = only("layer1", dataclasses.replace(OURS, batches=8))
 
 
 def main() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -14,8 +15,13 @@ from featherweight.data import batches, example_inputs, forward, tensors
 from featherweight.edits import module_at
 from featherweight.modes import evaluating
 from featherweight.technique import Context
-from featherweight.techniques.moments import ROWS, Enough, Part, entering, hooked
+from featherweight.techniques.moments import ROWS, Part, entering, hooked
 from featherweight.techniques.ranges import Grid, on_grid
+from featherweight.techniques.walks import Walk, stopping
+from featherweight.trace import unfused
+
+_ROOM = 1 << 32  # bytes
+_LIVE = 2  # values as large as the one that enters a layer which live then, at about
 
 
 @dataclass(frozen=True)
@@ -42,16 +48,27 @@ class Pair:
         return self.second - self.changed[..., None] * columns, self.cross - self.mean[..., None] * columns
 
 
-def waves(model: nn.Module, context: Context, paths: Iterable[str]) -> list[list[str]]:
-    """Return the paths of layers in the order of their first calls; those that read the very same tensor come together.
+class Wave(NamedTuple):
+    """Layers that read the very same tensor.
 
-    Layers that the example does not reach are left out.
+    Attributes:
+        paths: of the layers.
+        again: whether one of them is called more than once in a forward.
     """
+
+    paths: tuple[str, ...]
+    again: bool = False
+
+
+def waves(model: nn.Module, context: Context, paths: Iterable[str]) -> list[Wave]:
+    """Return layers in the order of their first calls; those that the example does not reach are left out."""
     found: dict[str, Tensor] = {}
+    calls: Counter[str] = Counter()
 
     def remember(path: str) -> Callable[..., None]:
         def see(_: nn.Module, args: Any, kwargs: Any) -> None:
             found.setdefault(path, next(tensors((args, kwargs))))
+            calls[path] += 1
 
         return see
 
@@ -65,90 +82,105 @@ def waves(model: nn.Module, context: Context, paths: Iterable[str]) -> list[list
         else:
             grouped.append([path])
         last = entered
-    return grouped
+    return [Wave(tuple(together), any(calls[path] > 1 for path in together)) for together in grouped]
 
 
-def paired_moments(
-    original: nn.Module,
-    model: nn.Module,
-    context: Context,
-    paths: Iterable[str],
-    count: int,
-    grids: Mapping[str, Grid] | None = None,
-) -> dict[str, Pair]:
-    """Return the moments at each path; a layer that calibration data never reached has none.
+class Pairs:
+    """Reads what enters the layers of a model, wave after wave, while those behind it change, and in the original.
 
-    Of a convolution with many positions an even part is taken, other ones in each batch.
+    Each batch is run once, in both models, and waits at every layer. What waits takes memory: batches beyond 4 GiB of it are
+    run from the start for each wave. Of a convolution with many positions an even part is taken, other ones in each batch.
 
     Args:
-        original: has linear layers and convolutions at these paths; both models come back as they were.
-        model: the same layers, not yet quantized, behind others that are.
+        original: has linear layers and convolutions at all paths; both models come back as they were.
+        model: the same, to be changed between two waves.
         context: gives the calibration loader and the device.
-        paths: dotted paths.
+        waves: that will be asked for, in their order.
         count: batches to read.
         grids: of what enters the layers of `model`, by path, where it is rounded.
 
     Raises:
         DataError: there is no calibration data, or it has NaN.
     """
-    sums = _Sums({path: module_at(original, path) for path in paths}, grids or {})
-    first, second = hooked(original, sums.hooks(sums.first)), hooked(model, sums.hooks(sums.second))
-    with first, second, evaluating(original), evaluating(model):
-        some = islice(batches(context.data.calibrate, "calibrate", context.device), count)
-        for turn, (inputs, _) in enumerate(some):
-            sums.turn = turn
-            for network in (original, model):
-                sums.calls = 0
-                with suppress(Enough):
-                    forward(network, inputs)
-                sums.usual = sums.usual or sums.calls
-    return sums.pairs()
+
+    def __init__(
+        self,
+        original: nn.Module,
+        model: nn.Module,
+        context: Context,
+        waves: Iterable[Wave],
+        count: int,
+        grids: Mapping[str, Grid] | None = None,
+    ) -> None:
+        self._models, self._grids = (original, model), grids or {}
+        paths = [path for wave in waves for path in wave.paths]
+        self._layers = [{path: module_at(network, path) for path in paths} for network in self._models]
+        read = islice(batches(context.data.calibrate, "calibrate", context.device), count) if paths else ()
+        self._batches = [inputs for inputs, _ in read]
+        self._waiting: dict[int, tuple[Walk, ...]] = {}
+
+    def __enter__(self) -> Pairs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for walks in self._waiting.values():
+            _leave(walks)
+
+    def at(self, wave: Wave) -> dict[str, Pair]:
+        """Return the moments at each path of the next wave; a layer that calibration data never reached has none."""
+        sums = {path: _Sums(self._layers[0][path], self._grids.get(path)) for path in wave.paths}
+        held = 0
+        with ExitStack() as stack:
+            for model, layers in zip(self._models, self._layers, strict=True):
+                stack.enter_context(stopping(layers, wave.paths))
+                stack.enter_context(evaluating(model))
+            stack.enter_context(unfused())
+            for turn, inputs in enumerate(self._batches):
+                # where all calls count, those that wait are not to go through the layer before it has changed
+                waiting = None if wave.again else self._waiting.pop(turn, None)
+                walks = waiting or tuple(Walk(model, inputs) for model in self._models)
+                while all(walk.on() for walk in walks):
+                    first, second = walks
+                    for path in [first.path] if wave.again else wave.paths:
+                        sums[path].add(first.value, second.value, turn)
+                    if not wave.again:
+                        break
+                held += sum(_LIVE * walk.value.numel() * walk.value.element_size() for walk in walks)
+                if wave.again or held > _ROOM or any(walk.over for walk in walks):
+                    _leave(walks)
+                else:
+                    self._waiting[turn] = walks
+        return {path: found.pair() for path, found in sums.items() if found.count}
+
+
+def _leave(walks: Iterable[Walk]) -> None:
+    for walk in walks:
+        walk.leave()
 
 
 class _Sums:
-    """Adds moments up while both models run; what the original's layers were given waits for the other's."""
+    """Moments of one layer, added up."""
 
-    def __init__(self, layers: dict[str, nn.Module], grids: Mapping[str, Grid]) -> None:
-        self.layers, self.grids = layers, grids
-        self.waiting: dict[str, list[Tensor]] = {path: [] for path in layers}
-        self.totals: dict[str, list[Tensor]] = {}
-        self.counts: dict[str, int] = {}
-        self.samples: dict[str, int] = {}
-        self.turn, self.calls, self.usual = 0, 0, 0
+    def __init__(self, layer: nn.Module, grid: Grid | None) -> None:
+        self._layer, self._grid = layer, grid
+        self._totals: list[Tensor] = []
+        self.count, self._samples = 0, 0
 
-    def hooks(self, see: Callable[[str, Tensor], None]) -> dict[str, Callable[..., None]]:
-        def hook(path: str) -> Callable[..., None]:
-            def called(_: nn.Module, args: Any, kwargs: Any) -> None:
-                see(path, next(tensors((args, kwargs))))
-                self.calls += 1
-                if self.calls == self.usual:
-                    raise Enough
-
-            return called
-
-        return {path: hook(path) for path in self.layers}
-
-    def first(self, path: str, value: Tensor) -> None:
-        self.waiting[path].append(value.clone())  # what comes later may change it in place
-
-    def second(self, path: str, value: Tensor) -> None:
-        layer, before = self.layers[path], self.waiting[path].pop(0)
-        if path in self.grids:
-            value = on_grid(value, self.grids[path])
-        part = Part(ROWS + layer.get_parameter("weight")[0].numel(), self.turn)
-        pairs = zip(entering(layer, (before,), {}, part), entering(layer, (value,), {}, part), strict=True)
+    def add(self, before: Tensor, value: Tensor, turn: int) -> None:
+        """Add what enters the layer in the original, and in the changed model."""
+        if self._grid is not None:
+            value = on_grid(value, self._grid)
+        part = Part(ROWS + self._layer.get_parameter("weight")[0].numel(), turn)
+        pairs = zip(entering(self._layer, (before,), {}, part), entering(self._layer, (value,), {}, part), strict=True)
         for (_, old), (_, new) in pairs:
             old, new = old.float(), new.float()
             found = [old.sum(1), new.sum(1), new.transpose(1, 2) @ new, old.transpose(1, 2) @ new]
             found = [value.double() for value in found]
-            known = self.totals.get(path)
-            self.totals[path] = found if known is None else [a + b for a, b in zip(known, found, strict=True)]
-            self.counts[path] = self.counts.get(path, 0) + old.shape[1]
-        self.samples[path] = self.samples.get(path, 0) + len(value)
+            self._totals = [a + b for a, b in zip(self._totals, found, strict=True)] if self._totals else found
+            self.count += old.shape[1]
+        self._samples += len(value)
 
-    def pairs(self) -> dict[str, Pair]:
-        pairs = {}
-        for path, totals in self.totals.items():
-            mean, changed, second, cross = (value / self.counts[path] for value in totals)
-            pairs[path] = Pair(mean, changed, second, cross, self.samples[path])
-        return pairs
+    def pair(self) -> Pair:
+        """Return their means."""
+        mean, changed, second, cross = (value / self.count for value in self._totals)
+        return Pair(mean, changed, second, cross, self._samples)

@@ -50,7 +50,7 @@ class QuantizeRateDistortion(Technique):
         ICLR 2023, and Li et al., GPTAQ, ICML 2025; steps: Choi, El-Khamy & Lee, "Towards the Limit of Network Quantization", ICLR 2017.
     Use when: bytes on disk matter most and nothing is trained. `reestimate_norms` should follow where steps are large and
         calibration data is like the training data, augmentation included.
-    Costs: `batches` forward and backward passes; `compensate` two more for each layer, and a few matrices `[in, in]` in float64.
+    Costs: `batches` forward and backward passes; `compensate` two more, and a few matrices `[in, in]` in float64.
     """
 
     stage: ClassVar[Stage | None] = Stage.QUANTIZE

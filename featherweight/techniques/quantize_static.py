@@ -56,7 +56,7 @@ class QuantizeStatic(Technique):
 
     Paper: Jacob et al., CVPR 2018; ranges by squared error: Nagel et al., "A White Paper on Neural Network Quantization", 2021.
     Use when: speed on a CPU with integer instructions, and a file of a quarter.
-    Costs: `batches` forward passes on calibration data; `compensated` two passes for each layer.
+    Costs: `batches` forward passes on calibration data; `compensated` two more of each.
     """
 
     stage: ClassVar[Stage | None] = Stage.QUANTIZE

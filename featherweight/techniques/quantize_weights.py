@@ -45,8 +45,8 @@ class QuantizeWeights(Technique):
     Paper: Frantar et al., "GPTQ", ICLR 2023, with act-order; Li et al., "GPTAQ", ICML 2025; Behdin et al., "QuantEase", 2023;
         Gholami et al., "A Survey of Quantization Methods for Efficient Neural Network Inference", 2021.
     Use when: bytes on disk matter more than speed; `compensated` wherever there is calibration data and nothing is trained after.
-    Costs: one pass over each tensor; `compensated` two passes over `batches` calibration batches for each layer, and a few
-        matrices `[in, in]` in float64.
+    Costs: one pass over each tensor; `compensated` two passes over `batches` calibration batches, which wait at
+        every layer and take up to 4 GiB, and a few matrices `[in, in]` in float64.
     """
 
     stage: ClassVar[Stage | None] = Stage.QUANTIZE

@@ -11,7 +11,7 @@ from featherweight.edits import private_copy
 from featherweight.layers import SplitRecurrent
 from featherweight.technique import Context, Edits
 from featherweight.techniques.compensated_rounding import fitted
-from featherweight.techniques.paired import Pair, paired_moments, waves
+from featherweight.techniques.paired import Pair, Pairs, waves
 from featherweight.techniques.ranges import Grid
 from featherweight.techniques.swaps import COMPUTING, fresh_kind, quantized_swap
 
@@ -79,15 +79,22 @@ def reached(
     by_path = dict(layers)
     inside = inside_recurrent(model)
     watched = [path for path, layer in layers if isinstance(layer, COMPUTING) and not path.startswith(inside)]
-    for wave in [[path] for path in by_path if path not in watched] + waves(model, context, watched):
-        together = [path for path in wave if path in watched]
-        pairs = paired_moments(original, model, context, together, count, entered) if together else {}
-        for path in wave:
-            pair = pairs.get(path) or known.get(path)
-            finite = pair is not None and bool(torch.isfinite(pair.second).all())
-            yield path, by_path.pop(path), pair if finite else None
+    for path in [path for path in by_path if path not in watched]:
+        pair = known.get(path)
+        yield path, by_path.pop(path), pair if pair is not None and _finite(pair) else None
+    order = waves(model, context, watched)
+    with Pairs(original, model, context, order, count, entered) as pairs:
+        for wave in order:
+            found = pairs.at(wave)
+            for path in wave.paths:
+                pair = found.get(path)
+                yield path, by_path.pop(path), pair if pair is not None and _finite(pair) else None
     for path, layer in by_path.items():  # the example does not reach them
         yield path, layer, None
+
+
+def _finite(pair: Pair) -> bool:
+    return bool(torch.isfinite(pair.second).all())
 
 
 def inside_recurrent(model: nn.Module) -> tuple[str, ...]:

@@ -15,12 +15,18 @@ from featherweight.techniques import FoldBatchNorm, QuantizeWeights
 from featherweight.techniques.compensated_rounding import Goal, fitted
 from featherweight.techniques.compensation import compensate
 from featherweight.techniques.moments import inverse_factor
-from featherweight.techniques.paired import Pair, paired_moments, waves
+from featherweight.techniques.paired import Pair, Pairs, Wave, waves
 from featherweight.zoo import small_models
 
 
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def moments_at(path, original, changed, context):
+    wave = Wave((path,))
+    with Pairs(original, changed, context, [wave], 1) as pairs:
+        return pairs.at(wave)[path]
 
 
 def goal(rows, second, high=7):
@@ -104,7 +110,7 @@ def test_few_samples_are_not_fitted_closely():
     inputs, fresh_inputs = draw(6, 64, seed=2).float(), draw(400, 64, seed=3).float()
     model = nn.Sequential(layer)
     context = Context(data=Data(example=inputs[:1], calibrate=[inputs]))
-    pair = paired_moments(model, copy.deepcopy(model), context, ["0"], 1)["0"]
+    pair = moments_at("0", model, copy.deepcopy(model), context)
     assert pair.samples == 6
     kind, errors = build("quantized_linear", {"in_features": 64, "out_features": 16, "bits": 3}), []
     for seen in (pair, dataclasses.replace(pair, samples=64)):
@@ -122,12 +128,12 @@ def test_moments_of_both_models_by_hand():
     original[0].weight.data.fill_(1.0)
     changed[0].weight.data.fill_(2.0)
     context = Context(data=Data(example=torch.ones(1, 1), calibrate=[torch.tensor([[1.0], [3.0]]), torch.ones(9, 1)]))
-    pair = paired_moments(original, changed, context, ["1"], 1)["1"]
+    pair = moments_at("1", original, changed, context)
     assert (pair.mean.item(), pair.changed.item()) == (2.0, 4.0)
     assert (pair.second.item(), pair.cross.item()) == (20.0, 10.0)
     second, cross = pair.centred()
     assert (second.item(), cross.item()) == (4.0, 2.0)
-    assert not any(module._forward_pre_hooks for model in (original, changed) for module in model.modules())
+    assert not any("forward" in vars(module) for model in (original, changed) for module in model.modules())
 
 
 def test_layers_that_read_one_tensor_come_together():
@@ -140,7 +146,10 @@ def test_layers_that_read_one_tensor_come_together():
             return self.last(self.left(x) + self.right(x))
 
     context = Context(data=Data(example=torch.ones(1, 2)))
-    assert waves(Parallel(), context, ["last", "left", "right", "unused"]) == [["left", "right"], ["last"]]
+    assert waves(Parallel(), context, ["last", "left", "right", "unused"]) == [
+        Wave(("left", "right")),
+        Wave(("last",)),
+    ]
 
 
 def noise(task, *recipe):
