@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
 from featherweight.data import forward, tensors
 from featherweight.edits import module_at
@@ -41,6 +42,8 @@ class Walk:
         self.model, self._inputs = model, inputs
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._leaving, self._failure = False, list[BaseException]()
+        # such as `with torch.device(...)`: a thread's own too
+        self._modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def on(self) -> bool:
@@ -67,7 +70,9 @@ class Walk:
     def _run(self) -> None:
         _THREAD.walk = self
         try:
-            with torch.no_grad():  # which is a thread's own
+            with torch.no_grad(), ExitStack() as stack:  # gradients are a thread's own
+                for mode in self._modes:
+                    stack.enter_context(mode)
                 forward(self.model, self._inputs)
         except _Left:
             pass

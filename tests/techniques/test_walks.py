@@ -110,3 +110,20 @@ def test_a_walk_left_by_the_way_closes_with_its_reader():
         pairs.at(order[0])
         assert threading.active_count() == before + 4
     assert threading.active_count() == before
+
+
+def test_a_walk_runs_under_the_modes_of_its_caller():
+    class Making(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Identity()
+
+        def forward(self, x):
+            return self.last(torch.ones(2))
+
+    model = Making()
+    with torch.device("meta"), stopping({"last": model.last}, ["last"]):
+        walk = Walk(model, torch.ones(1))
+        assert walk.on()
+        assert walk.value.is_meta
+        walk.leave()
