@@ -56,8 +56,8 @@ def fitted(layer: nn.Module, fresh: QuantizedLayer, pair: Pair, sparse: bool) ->
     weight, bias = layer.get_parameter("weight").detach(), getattr(layer, "bias", None)
     rows = rows_of(weight, pair)
     held = (rows == 0) & sparse
-    second, best = least_squares(rows, pair, isinstance(bias, Tensor))
-    target = (best if fresh.bits < _FAITHFUL else rows).masked_fill(held, 0.0)
+    second, cross = damped(pair, isinstance(bias, Tensor))
+    target = (least_squares(rows, second, cross) if fresh.bits < _FAITHFUL else rows).masked_fill(held, 0.0)
     worth = second.diagonal(dim1=1, dim2=2)[:, None].expand_as(target)
     scale = grid_scale(
         fresh.rows(target.reshape(weight.shape)), fresh.bits, True, fresh.full, fresh.rows(worth.reshape(weight.shape))
@@ -80,23 +80,30 @@ def rows_of(weight: Tensor, pair: Pair) -> Tensor:
     return weight.detach().to(pair.second).reshape(groups, -1, columns)
 
 
-def least_squares(rows: Tensor, pair: Pair, biased: bool) -> tuple[Tensor, Tensor]:
-    """Return the damped second moment of the changed inputs, and the weight that with them comes nearest to the old outputs.
+def damped(pair: Pair, biased: bool) -> tuple[Tensor, Tensor]:
+    """Return the second and cross moments, `[groups, in, in]`, with what little is known of them made good for.
 
     Args:
-        rows: the weight, `[groups, out, in]`.
-        pair: moments of its inputs.
+        pair: moments of the inputs.
         biased: whether a bias takes what is left of the mean, so that moments are about the means.
-
-    Returns:
-        `[groups, in, in]` and `[groups, out, in]`, float64.
     """
-    groups, columns = pair.mean.shape
+    columns = pair.mean.shape[1]
     second, cross = pair.centred() if biased else (pair.second, pair.cross)
     unsure = max(1.0, columns / pair.samples)  # fewer samples than columns say little of most directions
     damping = unsure * DAMPING * second.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_TINY)
-    ridge = torch.diag_embed(damping[:, None].expand(groups, columns))
-    return second + ridge, torch.linalg.solve(second + ridge, rows @ (cross + ridge), left=False)
+    ridge = torch.diag_embed(damping[:, None].expand_as(pair.mean))
+    return second + ridge, cross + ridge
+
+
+def least_squares(rows: Tensor, second: Tensor, cross: Tensor) -> Tensor:
+    """Return the weight whose outputs for the changed inputs come nearest to the old ones, `[groups, out, in]`.
+
+    Args:
+        rows: the weight as it was, `[groups, out, in]`.
+        second: from `damped`, as is `cross`.
+        cross: `[groups, in, in]`.
+    """
+    return torch.linalg.solve(second, rows @ cross, left=False)
 
 
 def moved_bias(bias: Tensor, rows: Tensor, values: Tensor, pair: Pair) -> Tensor:

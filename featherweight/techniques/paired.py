@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -139,18 +139,26 @@ class Pairs:
                 # where all calls count, those that wait are not to go through the layer before it has changed
                 waiting = None if wave.again else self._waiting.pop(turn, None)
                 walks = waiting or tuple(Walk(model, inputs) for model in self._models)
-                while all(walk.on() for walk in walks):
-                    first, second = walks
-                    for path in [first.path] if wave.again else wave.paths:
-                        sums[path].add(first.value, second.value, turn)
-                    if not wave.again:
-                        break
+                try:
+                    self._walked(walks, wave, sums, turn)
+                except BaseException:  # a thread must not be left waiting for ever
+                    _leave(walks)
+                    raise
                 held += sum(_LIVE * walk.value.numel() * walk.value.element_size() for walk in walks)
                 if wave.again or held > _ROOM or any(walk.over for walk in walks):
                     _leave(walks)
                 else:
                     self._waiting[turn] = walks
         return {path: found.pair() for path, found in sums.items() if found.count}
+
+    def _walked(self, walks: Sequence[Walk], wave: Wave, sums: Mapping[str, _Sums], turn: int) -> None:
+        """Go on to a wave, or to every call of its layers, and add what enters there."""
+        first, second = walks
+        while all(walk.on() for walk in walks):
+            for path in [first.path] if wave.again else wave.paths:
+                sums[path].add(first.value, second.value, turn)
+            if not wave.again:
+                break
 
 
 def _leave(walks: Iterable[Walk]) -> None:

@@ -15,7 +15,7 @@ from featherweight.edits import Swap, module_at
 from featherweight.layers.quantized import limit, round_mantissa, round_together, significant_bits
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.attention import attention_swaps
-from featherweight.techniques.compensated_rounding import least_squares, moved_bias, rows_of
+from featherweight.techniques.compensated_rounding import damped, least_squares, moved_bias, rows_of
 from featherweight.techniques.moments import input_energy
 from featherweight.techniques.paired import Pair
 from featherweight.techniques.rate_distortion import HIGHEST, Rounding, codes_of, refitted_step
@@ -143,10 +143,10 @@ class QuantizeRateDistortion(Technique):
 
 def _compensated(made: Rounding, rows: Tensor, pair: Pair, biased: bool) -> Rounding:
     """The same with errors compensated: a row's weights share what an error of its output costs by their inputs' energy."""
-    second, target = least_squares(rows, pair, biased)
+    second, cross = damped(pair, biased)
     energy = pair.second.diagonal(dim1=1, dim2=2).mean(1).cpu().clamp_min(_TINY)
     gain = made.worth.mean(1, keepdim=True) / energy.repeat_interleave(rows.shape[1])[:, None]
-    target = target.cpu().reshape(made.weight.shape).masked_fill(made.held, 0.0)
+    target = least_squares(rows, second, cross).cpu().reshape(made.weight.shape).masked_fill(made.held, 0.0)
     return dataclasses.replace(made, weight=target, moment=second, gain=gain)
 
 

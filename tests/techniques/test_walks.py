@@ -112,6 +112,23 @@ def test_a_walk_left_by_the_way_closes_with_its_reader():
     assert threading.active_count() == before
 
 
+def test_a_model_that_fails_on_the_way_leaves_no_thread():
+    class Failing(Doubled):
+        def forward(self, x):
+            if len(x) > 1:
+                raise RuntimeError("of the user's own")
+            return super().forward(x)
+
+    before, model = threading.active_count(), Doubled()
+    changed = Failing()
+    with (
+        pytest.raises(RuntimeError, match="of the user's own"),
+        Pairs(model, changed, context(), [Wave(("last",))], 2) as pairs,
+    ):
+        pairs.at(Wave(("last",)))
+    assert threading.active_count() == before
+
+
 def test_a_walk_runs_under_the_modes_of_its_caller():
     class Making(nn.Module):
         def __init__(self):
