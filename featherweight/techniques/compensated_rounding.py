@@ -103,7 +103,8 @@ def least_squares(rows: Tensor, second: Tensor, cross: Tensor) -> Tensor:
         second: from `damped`, as is `cross`.
         cross: `[groups, in, in]`.
     """
-    return torch.linalg.solve(second, rows @ cross, left=False)
+    found: Tensor = torch.linalg.solve(second, rows @ cross, left=False)
+    return found
 
 
 def moved_bias(bias: Tensor, rows: Tensor, values: Tensor, pair: Pair) -> Tensor:
