@@ -1,9 +1,11 @@
 """Which technique, for four networks: every recipe at four budgets under three seeds, by `featherweight.compare`'s rules.
 
-    FEATHERWEIGHT_DATA=../shared/data python benchmarks/evaluation_tables.py mlp [lstm resnet20 minilm] [--seeds 1] [--no-joint]
+    FEATHERWEIGHT_DATA=../shared/data python benchmarks/evaluation_tables.py mlp [lstm resnet20 minilm] [--seeds 1]
+        [--budgets 8x] [--recipes bits joint]
 
 Cells lie in the benchmarks' cache and are never run twice: a sitting may be killed at any time, and `--seeds 1` completes one seed
-everywhere before the second. Tables and pages go to `benchmarks/results/comparisons/`; a network counts once all its cells are done.
+everywhere before the second. Tables and pages go to `benchmarks/results/comparisons/` once all budgets and recipes are asked for; a
+network counts once all its cells are done.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import letters
@@ -61,14 +63,14 @@ NETWORKS = {
 }
 
 
-def compared(name: str, seeds: int, recipes: tuple[str, ...] = RECIPES) -> Comparison:
-    """Run what is missing of a network's table, and copy table and page to the results."""
+def compared(name: str, seeds: int, recipes: Sequence[str], budgets: Sequence[str]) -> Comparison:
+    """Run what is missing of a network's table."""
     network, folder = NETWORKS[name], cache() / f"compare-{name}"
     command = f"python benchmarks/evaluation_tables.py {name}"
-    found = compare(
+    return compare(
         network.task,
         recipes,
-        BUDGETS,
+        budgets,
         out=folder,
         seeds=seeds,
         epochs=network.epochs,
@@ -76,11 +78,14 @@ def compared(name: str, seeds: int, recipes: tuple[str, ...] = RECIPES) -> Compa
         command=command,
         progress=_say,
     )
-    shown = FOLDER / "comparisons" / name
-    shown.mkdir(parents=True, exist_ok=True)
+
+
+def shown(name: str) -> None:
+    """Copy table and page of a network to the results."""
+    there = FOLDER / "comparisons" / name
+    there.mkdir(parents=True, exist_ok=True)
     for file in ("results.csv", "report.html"):
-        shutil.copy(folder / file, shown / file)
-    return found
+        shutil.copy(cache() / f"compare-{name}" / file, there / file)
 
 
 def on_front(found: Comparison) -> dict[str, Any]:
@@ -105,11 +110,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--no-joint", action="store_true", help="leave the joint search for another sitting")
+    parser.add_argument("--budgets", nargs="*", choices=BUDGETS, default=list(BUDGETS))
+    parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
     asked = parser.parse_args()
-    recipes = tuple(name for name in RECIPES if not (asked.no_joint and name == "joint"))
     for name in asked.networks:
-        found = compared(name, asked.seeds, recipes)
+        found = compared(name, asked.seeds, asked.recipes, asked.budgets)
+        if set(asked.budgets) != set(BUDGETS) or set(asked.recipes) != set(RECIPES):
+            continue
+        shown(name)
         done = kept(NAME)
         done[name] = {
             "seeds": asked.seeds,

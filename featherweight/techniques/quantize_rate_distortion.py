@@ -38,7 +38,8 @@ class QuantizeRateDistortion(Technique):
     Bits are those of an adaptive coder like that of the file, so that zeros gather where they are cheap. One setting, `step`,
     is the mean step over the root mean square of the weights; each layer's (or, `per_channel`, each channel's) follows
     `1 / sqrt(sensitivity)`, the best allocation at high rates. `rate` is what a bit may cost, as a share of the square of a
-    step; 0.1 is about where a finer step costs as much. Every scale is refitted to its codes.
+    step; 0.1 is about where a finer step costs as much, and without `compensate`, where all that shrinks adds up, 0.02. Every
+    scale is refitted to its codes.
 
     `sensitivity`: `fisher`, of what the model itself predicts on calibration data, without labels; `inputs`, energy of each
     input relative to the layer's output; `none`, errors relative to the layer's weights. `compensate` goes through the layers
@@ -48,15 +49,14 @@ class QuantizeRateDistortion(Technique):
 
     Paper: Wiedemann et al., "DeepCABAC", 2019; compensated: Conzelmann & Bamler, CERWU, 2025, after Frantar et al., GPTQ,
         ICLR 2023, and Li et al., GPTAQ, ICML 2025; steps: Choi, El-Khamy & Lee, "Towards the Limit of Network Quantization", ICLR 2017.
-    Use when: bytes on disk matter most and nothing is trained. `reestimate_norms` should follow where steps are large and
-        calibration data is like the training data, augmentation included.
+    Use when: bytes on disk matter most and nothing is trained. `reestimate_norms` should follow where there are batch norms.
     Costs: `batches` forward and backward passes; `compensate` two more, and a few matrices `[in, in]` in float64.
     """
 
     stage: ClassVar[Stage | None] = Stage.QUANTIZE
     needs: ClassVar[frozenset[str]] = frozenset({"calibrate"})
     step: float = setting(0.5, low=1e-3, high=10.0)
-    rate: float = setting(0.1, low=0.0, high=10.0)
+    rate: float = setting(0.02, low=0.0, high=10.0)
     sensitivity: str = setting("fisher", choices=("fisher", "inputs", "none"))
     compensate: bool = setting(False)
     per_channel: bool = setting(False)
@@ -70,6 +70,8 @@ class QuantizeRateDistortion(Technique):
         found = quantizable(model, context, 8, self.per_channel)
         weights = {_name(path): layer.get_parameter("weight") for path, layer in found}
         sensitivities = self._sensitivities(model, weights, context)
+        for name in [_name(path) for path, layer in found if isinstance(layer, nn.Embedding)]:
+            sensitivities[name] = _seldom_met(sensitivities[name])
         unit = self._unit(weights, sensitivities)
         alone: Iterable[Reached] = ((path, layer, None) for path, layer in found)
         for path, layer, pair in (
@@ -148,6 +150,12 @@ def _compensated(made: Rounding, rows: Tensor, pair: Pair, biased: bool) -> Roun
     gain = made.worth.mean(1, keepdim=True) / energy.repeat_interleave(rows.shape[1])[:, None]
     target = least_squares(rows, second, cross).cpu().reshape(made.weight.shape).masked_fill(made.held, 0.0)
     return dataclasses.replace(made, weight=target, moment=second, gain=gain)
+
+
+def _seldom_met(worth: Tensor) -> Tensor:
+    """The geometric mean of each row's worth and the table's: a few batches meet few of the words that will come."""
+    rows = worth.mean(1, keepdim=True)
+    return worth * (rows.mean() / rows).sqrt()
 
 
 def _name(path: str) -> str:

@@ -41,9 +41,9 @@ class Rounding:
 def codes_of(made: Rounding, step: Tensor) -> Tensor:
     """Return the codes, `[out, rest]` float64, whole numbers of magnitude at most 127.
 
-    Without compensation every weight minimises `worth (w - q step)^2 + rate bits(q)`. With it the first term becomes
-    `g (w - q step)^2 / U_jj^2` in column `j`, `U` being the upper Cholesky factor of the inverse moment and `g` what an error of
-    the row's output costs, and what is left goes to the later columns (GPTQ).
+    Without compensation every weight minimises `worth (w - q step)^2 + rate bits(q)`. With it the worth is the row's mean, shared
+    in proportion to `1 / U_jj^2` over the columns `j`, `U` being the upper Cholesky factor of the inverse moment: what is left of an
+    error then. So a bit may cost the same share of it with and without. The error goes to the later columns (GPTQ).
 
     Args:
         made: what decides.
@@ -58,7 +58,8 @@ def codes_of(made: Rounding, step: Tensor) -> Tensor:
     factor = inverse_factor(made.moment, 0.0).cpu()
     groups, width = factor.shape[:2]
     rest = values.reshape(groups, -1, width).clone()
-    costs = (made.gain * step.square()).reshape(groups, -1, 1) / factor.diagonal(dim1=1, dim2=2).square()[:, None]
+    left = factor.diagonal(dim1=1, dim2=2).square().reciprocal()[:, None]  # of an error's energy, once compensated
+    costs = worth.mean(1).reshape(groups, -1, 1) * left / left.mean(2, keepdim=True)
     costs = costs.masked_fill(made.held.reshape(costs.shape), -1.0)
     found = []
     for start in range(0, width, _BLOCK):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar, final
@@ -14,27 +15,34 @@ from featherweight.errors import DataError
 from featherweight.modes import evaluating
 from featherweight.technique import Context, Edits, Technique, setting
 
+Norm = tuple[str, nn.modules.batchnorm._BatchNorm]
+
+_STILL = 1e-3  # of a norm's eps: a variance below is none
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @final
 @dataclass(frozen=True)
 class ReestimateNorms(Technique):
-    """Replace the running statistics of the batch norms by their averages over calibration batches; nothing is trained.
+    """Replace the running statistics of the batch norms by what calibration batches say; nothing is trained.
 
-    Batches of one sample are passed over, since their variance says nothing.
+    They are the averages over the batches; or, `relative`, where the original has the very same norms, the statistics of the
+    original, changed as the averages differ between it and the model. So a few batches, without the augmentation of the
+    training, say what was lost on the way and leave the rest alone. Batches of one sample are passed over, since their variance
+    says nothing.
 
     Paper: Li et al., "Adaptive Batch Normalization", 2016; after pruning: Li et al., "EagleEye", ECCV 2020.
-    Use when: after a cut, before judging or healing it; useless once batch norms are folded.
-    Costs: one pass over `batches` calibration batches.
+    Use when: after a cut, before judging or healing it, and after rounding weights; useless once batch norms are folded.
+    Costs: one pass over `batches` calibration batches, and one of the original.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"calibrate"})
     batches: int = setting(64, low=1, high=100_000)
+    relative: bool = setting(True)
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield one Write of the running means and variances of every norm in scope that calibration data reaches."""
-        norms: list[tuple[str, nn.modules.batchnorm._BatchNorm]] = []
+        norms: list[Norm] = []
         for path, norm in context.targets(model, *_NORMS):
             if norm.running_mean is None:
                 context.leave(path, "it keeps no running statistics")
@@ -44,6 +52,9 @@ class ReestimateNorms(Technique):
             context.leave("", "no batch norm with running statistics is in scope")
             return
         state = _averages(model, norms, context, self.batches)
+        before = _same(context.teacher, norms) if self.relative and context.teacher is not None else []
+        if context.teacher is not None and before:
+            state = _moved(state, before, _averages(context.teacher, before, context, self.batches))
         for path, _ in norms:
             if f"{path}.running_mean" not in state:
                 context.leave(path, "calibration data does not reach it")
@@ -51,9 +62,34 @@ class ReestimateNorms(Technique):
             yield Write(state)
 
 
-def _averages(
-    model: nn.Module, norms: list[tuple[str, nn.modules.batchnorm._BatchNorm]], context: Context, count: int
-) -> dict[str, Tensor]:
+def _same(original: nn.Module, norms: Sequence[Norm]) -> list[Norm]:
+    """The norms of the original at the same paths, or none where one is missing or of another width."""
+    modules = dict(original.named_modules())
+    found = [(path, modules.get(path)) for path, _ in norms]
+    same = [
+        (path, old)
+        for (path, old), (_, norm) in zip(found, norms, strict=True)
+        if isinstance(old, type(norm)) and old.num_features == norm.num_features and old.running_mean is not None
+    ]
+    return same if len(same) == len(norms) else []
+
+
+def _moved(state: Mapping[str, Tensor], norms: Sequence[Norm], averages: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The statistics of the original's norms with which the changed model's outputs are on the same scale as before."""
+    found = dict(state)
+    for path, norm in norms:
+        mean, var = f"{path}.running_mean", f"{path}.running_var"
+        if mean not in state or mean not in averages:
+            continue
+        kept_mean, kept_var = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        least = _STILL * norm.eps
+        ratio = (state[var] + least) / (averages[var] + least)
+        found[mean] = state[mean] - (averages[mean] - kept_mean) * ratio.sqrt()
+        found[var] = ((kept_var + norm.eps) * ratio - norm.eps).clamp_min(0)
+    return found
+
+
+def _averages(model: nn.Module, norms: Sequence[Norm], context: Context, count: int) -> dict[str, Tensor]:
     """The statistics by name, averaged over batches; the model comes back as it was."""
     held = [{name: value.clone() for name, value in norm.named_buffers()} for _, norm in norms]
     momenta = [norm.momentum for _, norm in norms]

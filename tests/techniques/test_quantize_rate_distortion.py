@@ -96,6 +96,18 @@ def test_compensated_outputs_are_nearer():
         assert errors[1] < 0.7 * errors[0], (rate, errors)
 
 
+def test_a_bit_may_cost_the_same_share_with_compensation_and_without():
+    """Inputs so alike that little is left of an error once it is compensated do not make bits dear."""
+    weight, inputs = laplace(40, 64) * 2, correlated(2000, 64).double() + 3 * correlated(2000, 1).double()
+    moment = (inputs.T @ inputs / 2000)[None] + 1e-3 * torch.eye(64, dtype=torch.float64)
+    zeros = [
+        [float((codes_of(rounding(weight, rate, m), ONE) == 0).double().mean()) for rate in (0.0, 0.1)]
+        for m in (None, moment)
+    ]
+    rises = [after - before for before, after in zeros]
+    assert all(0 < rise < 0.1 for rise in rises), zeros
+
+
 @pytest.mark.skipif(not has_compiler(), reason="the extra `speed` is not installed")
 @pytest.mark.parametrize("compensate", [True, False])
 def test_compiled_and_plain_choose_alike(compensate):
@@ -153,6 +165,25 @@ def test_steps_follow_the_root_of_the_sensitivity():
     assert mean == pytest.approx(0.3 * usual, rel=0.1), "the step is a share of the root mean square"
     equal, _ = run(QuantizeRateDistortion(step=0.3, sensitivity="none"), Sum(), Context(data=values()))
     assert float(equal.quiet.scale / equal.loud.scale) == pytest.approx(1, rel=0.1)
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.table, self.linear = nn.Embedding(40, 16), nn.Linear(16, 4)
+
+    def forward(self, tokens):
+        return self.linear(self.table(tokens).mean(1))
+
+
+def test_words_that_a_few_batches_miss_keep_their_codes():
+    tokens = torch.randint(0, 20, (8, 6), generator=torch.Generator().manual_seed(0))  # half of the table
+    data = Data(example=tokens[:1], calibrate=[(tokens, None)], loss="cross_entropy")
+    output, _ = run(QuantizeRateDistortion(step=0.5, rate=0.1), Words(), Context(data=data))
+    zeros = (output.table.codes == 0).double().mean(1)
+    assert float(zeros[20:].mean()) < 0.7, "words without a gradient are not all dropped"
+    assert float(zeros[20:].mean()) > float(zeros[:20].mean())
 
 
 def test_labels_are_not_read():

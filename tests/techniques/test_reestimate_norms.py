@@ -1,5 +1,7 @@
 """Batch norm statistics taken anew: averages over calibration batches, and nothing else changes."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -95,3 +97,55 @@ def test_batches_of_one_sample_are_passed_over_and_refused_when_there_is_nothing
     assert output[0].running_mean.tolist() == [4.0]
     with pytest.raises(DataError, match="one sample"):
         reestimate(model, [torch.ones(1, 1)])
+
+
+def relative(model, teacher, batches, step=None):
+    context = Context(data=Data(example=batches[0][:1], calibrate=batches), teacher=teacher)
+    return run(step or ReestimateNorms(), model, context).model
+
+
+def normed(features=3):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, features, bias=False), nn.BatchNorm1d(features)).eval()
+    with torch.no_grad():
+        model[1].running_mean.uniform_(-1, 1)
+        model[1].running_var.uniform_(0.5, 2)
+        model[1].weight.uniform_(0.5, 2)
+    return model
+
+
+def test_a_model_that_did_not_change_keeps_its_statistics_to_rounding():
+    model, images = normed(), [torch.randn(64, 4) * 3 + 1]
+    kept = relative(copy.deepcopy(model), model, images)
+    assert torch.allclose(kept[1].running_mean, model[1].running_mean, atol=1e-5)
+    assert torch.allclose(kept[1].running_var, model[1].running_var, rtol=1e-5)
+    fresh = relative(copy.deepcopy(model), model, images, ReestimateNorms(relative=False))
+    assert not torch.allclose(fresh[1].running_mean, model[1].running_mean, atol=0.1)
+
+
+def test_rows_that_shrank_and_moved_give_what_the_original_gives():
+    original, images = normed(), [torch.randn(256, 4) * 3 + 1]
+    model = nn.Sequential(nn.Linear(4, 3), copy.deepcopy(original[1])).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(original[0].weight * torch.tensor([[0.5], [2.0], [0.1]]))
+        model[0].bias.copy_(torch.tensor([1.0, -2.0, 0.3]))
+        model[1].running_mean.add_(5)  # what it has itself is not asked
+        output = relative(model, original, images)
+        assert torch.allclose(output(images[0]), original(images[0]), atol=1e-3)
+
+
+def test_a_channel_that_is_always_the_same_is_left_on_its_scale():
+    original = normed()
+    with torch.no_grad():
+        original[0].weight[1] = 0
+        original[1].running_var[1] = 1e-12
+    kept = relative(copy.deepcopy(original), original, [torch.randn(64, 4)])
+    assert torch.allclose(kept[1].running_var[1], torch.tensor(0.0), atol=1e-6)
+    assert torch.isfinite(kept[1].running_mean).all()
+
+
+def test_norms_that_were_cut_take_the_averages():
+    images = [torch.randn(64, 4) + 2]
+    found = relative(normed(2), normed(3), images)
+    plain = relative(normed(2), None, images)
+    assert torch.equal(found[1].running_mean, plain[1].running_mean)
