@@ -183,7 +183,6 @@ def test_words_that_a_few_batches_miss_keep_their_codes():
     output, _ = run(QuantizeRateDistortion(step=0.5, rate=0.1), Words(), Context(data=data))
     zeros = (output.table.codes == 0).double().mean(1)
     assert float(zeros[20:].mean()) < 0.7, "words without a gradient are not all dropped"
-    assert float(zeros[20:].mean()) > float(zeros[:20].mean())
 
 
 def test_labels_are_not_read():
