@@ -9,8 +9,9 @@ from torch import nn
 
 from featherweight.edits import Write
 from featherweight.technique import Context, Edits, Technique, setting
+from featherweight.techniques.guidance import Guidance
 from featherweight.techniques.matching import terms
-from featherweight.techniques.train import Guidance, Training, fit
+from featherweight.techniques.train import Training, fit
 
 
 @final

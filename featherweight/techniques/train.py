@@ -17,19 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from featherweight.data import batches, example_inputs, forward, rebuild, select_output
+from featherweight.data import batches
 from featherweight.data import tensors as all_tensors
 from featherweight.edits import named_tensors
-from featherweight.errors import DataError, ModelError
+from featherweight.errors import ModelError
 from featherweight.layers import QuantizedLayer
-from featherweight.scoring import evaluate, loss_function
+from featherweight.scoring import evaluate
 from featherweight.technique import Context
 from featherweight.techniques.checkpoints import named, restored, save
-from featherweight.techniques.imitation import imitation, output_kind
-from featherweight.techniques.matching import Matching, Term, captured, terms
+from featherweight.techniques.guidance import Guidance, Lesson
 from featherweight.techniques.seeding import reseeded, seeded
-
-_DKD_WARM_UP = 1 / 12  # of the training, as 20 of 240 epochs in the paper
 
 
 @dataclass(frozen=True)
@@ -51,20 +48,6 @@ class Training:
     temperature: float = 3.0
     weight_decay: float = 1e-4
     patience: int = 0
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """How the teacher is followed.
-
-    Attributes:
-        loss: a sum of losses on outputs and features; see `matching.terms`.
-        mixing: of the teacher's part with the task's loss: `"fixed"` at `teacher_share`, `"falling"` in a line from 1 to it
-            or `"rising"` from it to 1 over the training, or `"learnt"` from there by gradient descent through a sigmoid.
-    """
-
-    loss: str = "soft_targets"
-    mixing: str = "fixed"
 
 
 Schedule = Callable[[float, float], bool]
@@ -155,8 +138,7 @@ class _Loop:
         settle: float,
     ) -> None:
         self.model, self.context, self.training, self.schedule, self.masks = model, context, training, schedule, masks
-        self.after_backward, self.guidance, self.done = after_backward, guidance, 0.0
-        self.loss = loss_function(context.data)
+        self.after_backward = after_backward
         outside = [module for path, module in model.named_modules() if not context.in_scope(path)]
         held = {id(parameter) for module in outside for parameter in module._parameters.values()}
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
@@ -170,12 +152,8 @@ class _Loop:
         slow = [p for p in self.parameters.values() if id(p) in steps]
         flat = [p for p in self.parameters.values() if id(p) not in steps and p.dim() < 2]
         full = [p for p in self.parameters.values() if id(p) not in steps and p.dim() >= 2]
-        self.terms = terms(guidance.loss)
-        self.matching = _matching(self.terms, model, context)
-        self.balance = nn.Parameter(torch.tensor(training.teacher_share, device=context.device).logit(eps=0.01))
-        self.companions = {f"companion.{name}": p for name, p in self.matching.named_parameters()}
-        if guidance.mixing == "learnt":
-            self.companions["companion.balance"] = self.balance
+        self.lesson = Lesson(model, context, guidance, training.teacher_share, training.temperature)
+        self.companions = {f"companion.{name}": p for name, p in self.lesson.named_parameters()}
         self.memory = memory | {name: p.detach() for name, p in self.companions.items()}
         rate, decay = training.learning_rate, training.weight_decay
         groups = [
@@ -192,7 +170,6 @@ class _Loop:
         self.best: dict[str, Tensor] = {}
         self.steps = _steps_per_epoch(context)
         self.path = _checkpoint(model, context, (training, guidance, schedule is not None, settle))
-        self.bfloat16 = _mixed_precision_pays(model, context.device)
 
     def run(self) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
@@ -226,14 +203,14 @@ class _Loop:
         seed = self.context.draw("epoch", self.epoch)
         with seeded(seed), reseeded(self.context.data.train, seed):
             for index, (inputs, target) in enumerate(batches(self.context.data.train, "train", self.context.device)):
-                self.done = done = min(1.0, (self.epoch * self.steps + index) / total)
+                done = min(1.0, (self.epoch * self.steps + index) / total)
                 if self.schedule is not None:
                     ready = self.schedule(max(0.0, done - 1 / total), done)
                 factor = min(1.0, (done + 1e-3) / 0.05) * 0.5 * (1 + math.cos(math.pi * done))
                 for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                     group["lr"] = rate * factor
                 self._apply_masks()
-                loss = self._loss_of(inputs, target)
+                loss = self.lesson.loss(inputs, target, done)
                 if not bool(torch.isfinite(loss)):
                     raise ModelError(
                         f"the loss became {loss.item()} at epoch {self.epoch + 1}, batch {index}: "
@@ -246,52 +223,6 @@ class _Loop:
                 self.optimizer.step()
         self._apply_masks()
         return ready
-
-    def _loss_of(self, inputs: Any, target: Any) -> Tensor:
-        context = self.context
-        if context.data.step is not None:
-            return context.data.step(self.model, (inputs, target))
-        with captured(self.model, self.matching.student_paths) as seen, self._autocast():
-            output = forward(self.model, inputs)
-        if self.bfloat16:
-            output = rebuild(output, [value.float() for value in all_tensors(output)])
-        if target is not None and context.teacher is None:
-            return self.loss(output, target)
-        if target is None:
-            return self._imitated(inputs, output, target, seen)
-        share = self._share()
-        loss = self.loss(output, target) * (1 - share) if share < 1 else torch.zeros((), device=context.device)
-        return loss + share * self._imitated(inputs, output, target, seen) if share > 0 else loss
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.bfloat16)
-
-    def _share(self) -> float | Tensor:
-        """The weight of the teacher's part now."""
-        share = self.training.teacher_share
-        if self.guidance.mixing == "learnt":
-            return self.balance.sigmoid()
-        if self.guidance.mixing == "fixed":
-            return share
-        return share + (1 - share) * (self.done if self.guidance.mixing == "rising" else 1 - self.done)
-
-    def _imitated(self, inputs: Any, output: Any, target: Any, seen: dict[str, Tensor]) -> Tensor:
-        """The teacher's part of the loss: every term of the sum."""
-        context, teacher = self.context, self.context.teacher
-        if teacher is None:
-            raise DataError("Data.train has no targets and there is no teacher: healing needs one of them")
-        with torch.no_grad(), captured(teacher, self.matching.teacher_paths) as wanted_seen, self._autocast():
-            wanted = forward(teacher, inputs)
-        student, followed = (select_output(part, context.data.output).float() for part in (output, wanted))
-        loss = self.matching(seen, wanted_seen) if self.matching.pairs else student.new_zeros(())
-        kind = output_kind(context.data.loss)
-        for term in self.terms:
-            if not term.student:
-                warmth = min(1.0, self.done / _DKD_WARM_UP)
-                loss = loss + term.weight * imitation(
-                    student, followed, kind, self.training.temperature, term.loss, target, warmth
-                )
-        return loss
 
     def _apply_masks(self) -> None:
         tensors = named_tensors(self.model) if self.masks else {}
@@ -348,40 +279,6 @@ class _Loop:
             )
         self.epoch, self.waited, self.best_score = facts["epoch"], facts["waited"], facts["best_score"]
         return True
-
-
-def _matching(found: tuple[Term, ...], model: nn.Module, context: Context) -> Matching:
-    """The losses on features, their projections drawn from the context's seed.
-
-    Raises:
-        DataError: there are such losses and no teacher.
-    """
-    points = [term for term in found if term.student]
-    if points and context.teacher is None:
-        raise DataError(
-            f"{points[0].loss} {points[0].student} compares features with a teacher's, and there is no teacher"
-        )
-    teacher = context.teacher if context.teacher is not None else model
-    inputs = example_inputs(context.data, context.device) if points else ()
-    with seeded(context.draw("projections")):
-        return Matching(points, model, teacher, inputs)
-
-
-def _mixed_precision_pays(model: nn.Module, device: torch.device) -> bool:
-    """Whether bfloat16 trains faster: on GPUs, on CPUs with matrix units, and where convolutions lie channels-last.
-
-    With plain AVX-512, ResNet-56 and VGG-19 gained 1.5 times laid out like this, and everything else lost.
-    """
-    if device.type != "cpu":
-        return device.type == "cuda"
-    can = torch.cpu.get_capabilities()
-    if can.get("amx_bf16", False):
-        return True
-    last = torch.channels_last
-    lies = any(
-        p.dim() == 4 and p.is_contiguous(memory_format=last) and not p.is_contiguous() for p in model.parameters()
-    )
-    return lies and bool(can.get("avx512_bf16", False))
 
 
 def _steps_per_epoch(context: Context) -> int:

@@ -16,8 +16,9 @@ from featherweight.scoping import only
 from featherweight.scoring import evaluate, lower
 from featherweight.technique import Context, Recipe
 from featherweight.techniques import Distill, PruneWeights, QuantizeStatic, QuantizeWeights
+from featherweight.techniques.guidance import Guidance
 from featherweight.techniques.imitation import imitation
-from featherweight.techniques.train import Guidance, Training, fit
+from featherweight.techniques.train import Training, fit
 from featherweight.zoo import Plain, randomise, small_models
 
 
