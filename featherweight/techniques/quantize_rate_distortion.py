@@ -25,6 +25,7 @@ from featherweight.techniques.sequential import inside_recurrent, reached
 from featherweight.techniques.swaps import COMPUTING, quantizable, quantized_swap
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_ALONE = 5  # by how much less a bit may cost where nothing makes good for errors towards zero
 _TINY = 1e-30
 
 Reached = tuple[str, nn.Module, Pair | None]
@@ -38,8 +39,8 @@ class QuantizeRateDistortion(Technique):
     Bits are those of an adaptive coder like that of the file, so that zeros gather where they are cheap. One setting, `step`,
     is the mean step over the root mean square of the weights; each layer's (or, `per_channel`, each channel's) follows
     `1 / sqrt(sensitivity)`, the best allocation at high rates. `rate` is what a bit may cost, as a share of the square of a
-    step; 0.1 is about where a finer step costs as much, and without `compensate`, where all that shrinks adds up, 0.02. Every
-    scale is refitted to its codes.
+    step; 0.1 is about where a finer step costs as much, and a fifth of it is taken where errors are not compensated, since those
+    towards zero add up over a layer. Every scale is refitted to its codes.
 
     `sensitivity`: `fisher`, of what the model itself predicts on calibration data, without labels; `inputs`, energy of each
     input relative to the layer's output; `none`, errors relative to the layer's weights. `compensate` goes through the layers
@@ -56,7 +57,7 @@ class QuantizeRateDistortion(Technique):
     stage: ClassVar[Stage | None] = Stage.QUANTIZE
     needs: ClassVar[frozenset[str]] = frozenset({"calibrate"})
     step: float = setting(0.5, low=1e-3, high=10.0)
-    rate: float = setting(0.02, low=0.0, high=10.0)
+    rate: float = setting(0.1, low=0.0, high=10.0)
     sensitivity: str = setting("fisher", choices=("fisher", "inputs", "none"))
     compensate: bool = setting(False)
     per_channel: bool = setting(False)
@@ -123,7 +124,7 @@ class QuantizeRateDistortion(Technique):
         matrix = weight.cpu().double().flatten(1)
         held = matrix == 0 if _name(path) in context.sparse else torch.zeros_like(matrix, dtype=torch.bool)
         side = weight.shape[-1] if weight.dim() > 2 else 1
-        made = Rounding(matrix, worth, held, side, self.rate)
+        made = Rounding(matrix, worth, held, side, self.rate / (1 if pair is not None else _ALONE))
         if pair is not None:
             made = _compensated(made, rows_of(weight, pair), pair, bias is not None)
         each = self.per_channel and not isinstance(layer, _TRANSPOSED)  # whose rows are no outputs
