@@ -3,8 +3,8 @@
     FEATHERWEIGHT_DATA=../shared/data python benchmarks/bytes_rdoq.py [--networks resnet56 vgg19 minilm] [--images 5000]
 
 Needs the extras `bench` and `speed`. ResNet-56 and VGG-19 on CIFAR-10 (JPEG copy), MiniLM on SST-2; nothing is trained, no
-label is read before scores are. The coarsest setting of a way that keeps an accuracy is found by halving, and then among the
-next four, since accuracies are noisy. Bytes are those of the streams of all quantized tensors, scales included. Nearest codes
+label is read before scores are. The coarsest setting of a way that keeps an accuracy is found by halving, and then among all that
+were measured and the next four, since accuracies are noisy. Bytes are those of the streams of all quantized tensors, scales included. Nearest codes
 have a step in proportion to each tensor's root mean square, and our coder. After ours the statistics of batch norms are moved by
 what the same calibration batches say; ours compensates no errors, compensated does. nncodec has its own quantizer, dependent
 quantization on as by default, the same `qp` for all tensors as by default, and its own coder; its headers do not count. What
@@ -113,8 +113,9 @@ class Bench:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(labels[middle]) else (low, middle)
-        near = labels[max(0, low) : low + 1 + BEYOND]
-        return next((label for label in reversed(near) if fits(label)), None)
+        known = [place for place, label in enumerate(labels) if f"{self.name} {label}" in self.cells and fits(label)]
+        near = range(max(known, default=-1) + 1, len(labels))[:BEYOND]
+        return next((labels[place] for place in reversed((*known, *near)) if fits(labels[place])), None)
 
     def _settings(self, way: str) -> Iterator[tuple[str, Callable[[], tuple[nn.Module, int]]]]:
         if way == "nncodec":
