@@ -3,14 +3,14 @@
     FEATHERWEIGHT_DATA=../shared/data python benchmarks/bytes_rdoq.py [--networks resnet56 vgg19 minilm] [--images 5000]
 
 Needs the extras `bench` and `speed`. ResNet-56 and VGG-19 on CIFAR-10 (JPEG copy), MiniLM on SST-2; nothing is trained, no
-label is read before scores are. The coarsest setting of a way that keeps an accuracy is found by halving, and then among all that
-were measured and the next four, since accuracies are noisy. Bytes are those of the streams of all quantized tensors, scales included. Nearest codes
-have a step in proportion to each tensor's root mean square, and our coder. After ours the statistics of batch norms are moved by
-what the same calibration batches say; ours compensates no errors, compensated does. nncodec has its own quantizer, dependent
-quantization on as by default, the same `qp` for all tensors as by default, and its own coder; its headers do not count. What
-counts of each way is its smallest bytes within half a point of the original on validation data; ours against another way, the
-smallest at most 0.1 points below that one, or below the original where that one is above it. Test accuracies of what was chosen
-are beside. A cell that is done is kept.
+label is read before scores are. The coarsest setting of a way that keeps an accuracy is found by halving, and then among all
+that were measured and the next four, since accuracies are noisy. Bytes are those of the streams of all quantized tensors,
+scales included. Nearest codes have a step in proportion to each tensor's root mean square, and our coder. After ours the
+statistics of batch norms are moved by what the same calibration batches say; ours compensates no errors, compensated does.
+nncodec has its own quantizer, dependent quantization on as by default, the same `qp` for all tensors as by default, and its own
+coder; its headers do not count. What counts of each way is its smallest bytes within half a point of the original on validation
+data; ours against another way, the smallest at most 0.1 points below that one, or below the original where that one is above
+it. Test accuracies of what was chosen are beside. A cell that is done is kept.
 """
 
 from __future__ import annotations
