@@ -134,7 +134,8 @@ def main() -> None:
     rows = [row for name in DAMAGES for row in done.get(name, [])]
     count = sum(row["recipe"] != "original" for row in rows)
     note = f"{count} files at {BUDGET}, seed 0, on {', '.join(done) or 'no network yet'}; the same damage for each file"
-    got = count if len(done) >= FAMILIES else None  # too few networks say nothing of families
+    got = count if len(done) >= FAMILIES else None
+    note += "" if got else f"; {len(done)} of {FAMILIES} families of networks so far, so nothing is counted"
     record(NAME, "evaluation.robustness.rows", got, 1, note, {"table": rows})
 
 

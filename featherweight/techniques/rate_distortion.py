@@ -26,7 +26,7 @@ class Rounding:
         side: columns of the kernel; 1 where there is none.
         rate: what a bit costs.
         moment: second moment of the inputs, damped, `[groups, in, in]` float64, where errors are to be compensated.
-        gain: what the square of an error of each row's output costs then, `[out, 1]`.
+        gain: what the square of an error of each row's output costs then, `[out, 1]`; by it the step is refitted.
     """
 
     weight: Tensor

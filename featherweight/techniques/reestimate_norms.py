@@ -52,9 +52,9 @@ class ReestimateNorms(Technique):
             context.leave("", "no batch norm with running statistics is in scope")
             return
         state = _averages(model, norms, context, self.batches)
-        before = _same(context.teacher, norms) if self.relative and context.teacher is not None else []
-        if context.teacher is not None and before:
-            state = _moved(state, before, _averages(context.teacher, before, context, self.batches))
+        teacher = context.teacher
+        if self.relative and teacher is not None and (before := _same(teacher, norms)):
+            state = _moved(state, before, _averages(teacher, before, context, self.batches))
         for path, _ in norms:
             if f"{path}.running_mean" not in state:
                 context.leave(path, "calibration data does not reach it")
@@ -64,14 +64,13 @@ class ReestimateNorms(Technique):
 
 def _same(original: nn.Module, norms: Sequence[Norm]) -> list[Norm]:
     """The norms of the original at the same paths, or none where one is missing or of another width."""
-    modules = dict(original.named_modules())
-    found = [(path, modules.get(path)) for path, _ in norms]
-    same = [
-        (path, old)
-        for (path, old), (_, norm) in zip(found, norms, strict=True)
-        if isinstance(old, type(norm)) and old.num_features == norm.num_features and old.running_mean is not None
-    ]
-    return same if len(same) == len(norms) else []
+    modules, found = dict(original.named_modules()), list[Norm]()
+    for path, norm in norms:
+        old = modules.get(path)
+        if not isinstance(old, type(norm)) or old.num_features != norm.num_features or old.running_mean is None:
+            return []
+        found.append((path, old))
+    return found
 
 
 def _moved(state: Mapping[str, Tensor], norms: Sequence[Norm], averages: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Batch norm statistics taken anew: averages over calibration batches, and nothing else changes."""
+"""Batch norm statistics: averages over calibration batches, or the original's, moved; and nothing else changes."""
 
 import copy
 
