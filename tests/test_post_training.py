@@ -12,7 +12,7 @@ from featherweight.zoo import small_models
 def test_what_it_is_made_of():
     assert [step["quantize_static"]["rounding"] for step in post_training().to_json()["steps"][2:]] == ["compensated"]
     weights = [post_training(bits, integers=False).to_json()["steps"][1] for bits in (4, 8)]
-    assert weights[0] == {"quantize_weights": {"rounding": "compensated", "spare": 0.02}}
+    assert weights[0] == {"quantize_weights": {"rounding": "compensated", "spare": 0.1}}
     assert weights[1] == {"quantize_weights": {"bits": 8, "rounding": "compensated"}}
     assert post_training(3.5, integers=False).to_json()["steps"][1] == {"mix_precisions": {"bits": 3.5, "batches": 8}}
     with pytest.raises(RecipeError, match=r"bits=3\.5"):

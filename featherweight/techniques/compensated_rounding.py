@@ -19,6 +19,7 @@ from featherweight.techniques.paired import Pair
 from featherweight.techniques.rounding import grid_scale
 
 DAMPING = 0.01  # of the mean second moment
+_CAUTION = 0.5  # the same, for a weight that is found from no more samples than it has columns
 _FAITHFUL = 8  # bits at which weights are rounded towards themselves
 _SWEEPS = 3
 _TINY = 1e-12
@@ -57,7 +58,9 @@ def fitted(layer: nn.Module, fresh: QuantizedLayer, pair: Pair, sparse: bool) ->
     rows = rows_of(weight, pair)
     held = (rows == 0) & sparse
     second, cross = damped(pair, isinstance(bias, Tensor))
-    target = (least_squares(rows, second, cross) if fresh.bits < _FAITHFUL else rows).masked_fill(held, 0.0)
+    target = (least_squares(rows, second, cross, pair.samples) if fresh.bits < _FAITHFUL else rows).masked_fill(
+        held, 0.0
+    )
     worth = second.diagonal(dim1=1, dim2=2)[:, None].expand_as(target)
     scale = grid_scale(
         fresh.rows(target.reshape(weight.shape)), fresh.bits, True, fresh.full, fresh.rows(worth.reshape(weight.shape))
@@ -95,15 +98,21 @@ def damped(pair: Pair, biased: bool) -> tuple[Tensor, Tensor]:
     return second + ridge, cross + ridge
 
 
-def least_squares(rows: Tensor, second: Tensor, cross: Tensor) -> Tensor:
+def least_squares(rows: Tensor, second: Tensor, cross: Tensor, samples: int) -> Tensor:
     """Return the weight whose outputs for the changed inputs come nearest to the old ones, `[groups, out, in]`.
+
+    It is held near the weight as it was: what is fitted closely to few samples is wrong on all others.
 
     Args:
         rows: the weight as it was, `[groups, out, in]`.
         second: from `damped`, as is `cross`.
         cross: `[groups, in, in]`.
+        samples: that the moments come from.
     """
-    found: Tensor = torch.linalg.solve(second, rows @ cross, left=False)
+    columns = second.shape[1]
+    damping = _CAUTION * min(1.0, columns / samples) * second.diagonal(dim1=1, dim2=2).mean(1)
+    ridge = torch.diag_embed(damping[:, None].expand(-1, columns))
+    found: Tensor = torch.linalg.solve(second + ridge, rows @ (cross + ridge), left=False)
     return found
 
 

@@ -33,6 +33,7 @@ RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 LAYERS = (nn.Linear, *CONVOLUTIONS, *RECURRENT, nn.MultiheadAttention, nn.Embedding)
 ROWS = 4096  # inputs of a layer, of each batch and beside one for each of its columns, that moments are well known from
 _VALUES = 1 << 24  # of unfolded patches held at once
+_LEAST = 1e-8  # share of the mean that is added first where none was asked for
 Seen = Callable[[nn.Module, str, Tensor], None]
 """Takes a layer, the attribute path of its weight, and what entered it: `[groups, n, in]`, or tokens for an embedding."""
 
@@ -204,7 +205,7 @@ def inverse_factor(moment: Tensor, damping: float) -> Tensor:
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed.any():
                 return upper
-        damping *= 10
+        damping = max(10 * damping, _LEAST)
 
 
 @contextmanager

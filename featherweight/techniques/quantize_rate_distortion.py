@@ -149,7 +149,9 @@ def _compensated(made: Rounding, rows: Tensor, pair: Pair, biased: bool) -> Roun
     second, cross = damped(pair, biased)
     energy = pair.second.diagonal(dim1=1, dim2=2).mean(1).cpu().clamp_min(_TINY)
     gain = made.worth.mean(1, keepdim=True) / energy.repeat_interleave(rows.shape[1])[:, None]
-    target = least_squares(rows, second, cross).cpu().reshape(made.weight.shape).masked_fill(made.held, 0.0)
+    target = (
+        least_squares(rows, second, cross, pair.samples).cpu().reshape(made.weight.shape).masked_fill(made.held, 0.0)
+    )
     return dataclasses.replace(made, weight=target, moment=second, gain=gain)
 
 
