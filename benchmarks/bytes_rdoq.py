@@ -4,8 +4,9 @@
 
 Needs the extras `bench` and `speed`. ResNet-56 and VGG-19 on CIFAR-10 (JPEG copy), MiniLM on SST-2; nothing is trained, no
 label is read before scores are. The coarsest setting of a way that keeps an accuracy is found by halving, and then among all
-that were measured and the next four, since accuracies are noisy. Bytes are those of the streams of all quantized tensors,
-scales included. Nearest codes have a step in proportion to each tensor's root mean square, and our coder. After ours the
+that were measured and the four to either side of it. Since accuracies are noisy, that of a setting is read off the rising curve
+that comes nearest to all of its way (isotonic regression: Barlow et al., 1972). Bytes are those of the streams of all quantized
+tensors, scales included. Nearest codes have a step in proportion to each tensor's root mean square, and our coder. After ours the
 statistics of batch norms are moved by what the same calibration batches say; ours compensates no errors, compensated does.
 nncodec has its own quantizer, dependent quantization on as by default, the same `qp` for all tensors as by default, and its own
 coder; its headers do not count. What counts of each way is its smallest bytes within half a point of the original on validation
@@ -30,6 +31,7 @@ import torch
 from bytes_coder import Peer
 from originals import device
 from results import keep, kept, record
+from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 
 from featherweight import Context, Recipe, Task
@@ -53,7 +55,7 @@ BATCHES = {"resnet56": 8, "vgg19": 4, "minilm": 16}
 STEPS = (0.14, 0.17, 0.2, 0.24, 0.28, 0.33, 0.4, 0.45, 0.5, 0.55, 0.6, 0.66, 0.72, 0.78, 0.85, 0.92, 1.0, 1.1, 1.2, 1.3)
 STEPS += (1.4, 1.55, 1.7, 1.85, 2.0, 2.2, 2.4, 2.6, 2.8, 3.1, 3.4)
 QUANTIZERS = tuple(range(-36, -11, 1))
-BEYOND = 4  # settings that are tried past the one that halving finds
+AROUND = 4  # settings that are tried to either side of the one that halving finds
 LOSS, APART = 0.5, 0.1  # points of validation accuracy
 Cell = dict[str, Any]
 
@@ -113,9 +115,16 @@ class Bench:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(labels[middle]) else (low, middle)
-        known = [place for place, label in enumerate(labels) if f"{self.name} {label}" in self.cells and fits(label)]
-        near = range(max(known, default=-1) + 1, len(labels))[:BEYOND]
-        return next((labels[place] for place in reversed((*known, *near)) if fits(labels[place])), None)
+        for label in labels[max(0, low - AROUND) : low + AROUND + 1]:
+            self.cell(label, made[label])
+        return next((label for label, value in self.curve(way) if value >= floor), None)
+
+    def curve(self, way: str) -> list[tuple[str, float]]:
+        """Return the measured settings of a way and their validation accuracies made to rise with bytes, fewest bytes first."""
+        labels = [label for label, _ in self._settings(way) if f"{self.name} {label}" in self.cells]
+        labels.sort(key=lambda label: self.cells[f"{self.name} {label}"]["bytes"])
+        values = [self.cells[f"{self.name} {label}"]["validate"] for label in labels]
+        return list(zip(labels, isotonic_regression(values).x.tolist(), strict=True))
 
     def _settings(self, way: str) -> Iterator[tuple[str, Callable[[], tuple[nn.Module, int]]]]:
         if way == "nncodec":
@@ -155,7 +164,10 @@ class Bench:
     def chosen(self, way: str, floor: float) -> tuple[str, Cell] | None:
         """Return the smallest of a way whose validation accuracy is at least `floor`, tested, or None where none is."""
         label = self.coarsest(way, floor)
-        return None if label is None else (label, self.tested(label, dict(self._settings(way))[label]))
+        if label is None:
+            return None
+        cell = self.tested(label, dict(self._settings(way))[label])
+        return label, {**cell, "curve": round(dict(self.curve(way))[label], 2)}
 
     def whole(self, label: str) -> int:
         """Return the bytes of a whole file, graph and all, at one of our settings."""
@@ -203,7 +215,7 @@ def compared(bench: Bench) -> dict[str, Any]:
         if known is None:
             return None
         # what rounding happens to gain on a few hundred sentences is no accuracy to be kept
-        picked = bench.chosen(way, min(known[1]["validate"], bench.original["validate"]) - APART)
+        picked = bench.chosen(way, min(known[1]["curve"], bench.original["validate"]) - APART)
         picks[f"{way} against {other}"] = (picked, known)
         chosen.setdefault(way, picked)
         return None if picked is None else float(picked[1]["bytes"] / known[1]["bytes"])

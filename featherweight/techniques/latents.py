@@ -16,6 +16,7 @@ from featherweight.layers import QuantizedConv, QuantizedLayer, QuantizedLinear,
 from featherweight.modes import evaluating
 from featherweight.technique import Context, Edits
 from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.guidance import Guidance
 from featherweight.techniques.observe import observe
 from featherweight.techniques.ranges import unsigned_grid
 from featherweight.techniques.recurrent import recurrent_swaps
@@ -45,7 +46,9 @@ class Widths:
     grid: Mapping[str, Any] = field(default_factory=dict)
 
 
-def train_quantized(model: nn.Module, context: Context, widths: Widths, training: Training) -> Edits:
+def train_quantized(
+    model: nn.Module, context: Context, widths: Widths, training: Training, guidance: Guidance | None = None
+) -> Edits:
     """Yield a Swap for each float layer, train all quantized layers in scope in place, and yield one Write that says so.
 
     Layers that are quantized already are trained as they are, so that a recipe can put any post-training technique in
@@ -57,6 +60,7 @@ def train_quantized(model: nn.Module, context: Context, widths: Widths, training
         context: data, teacher, scope; layers left alone are recorded.
         widths: what to quantize to.
         training: how long and how.
+        guidance: how the teacher is followed; its soft targets, with a fixed weight, when None.
 
     Raises:
         RecipeError: zeros that must stay would become signs.
@@ -84,7 +88,7 @@ def train_quantized(model: nn.Module, context: Context, widths: Widths, training
     if not any(isinstance(layer, QuantizedLayer) and context.in_scope(path) for path, layer in model.named_modules()):
         context.leave("", "no quantized layer is in scope")
         return
-    fit(model, context, training, latents=latents, settle=_SETTLE)
+    fit(model, context, training, guidance=guidance, latents=latents, settle=_SETTLE)
     yield Write(None)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from featherweight.artifact import load, package
 from featherweight.data import Data
+from featherweight.errors import RecipeError
 from featherweight.layers import QuantizedEmbedding, QuantizedLinear
 from featherweight.layers.quantized import span
 from featherweight.portable import assemble, export_graph
@@ -123,6 +124,20 @@ def test_never_worse_than_its_start(task):
     assert validated(ruined, task[1]) >= validated(started, task[1])
     for name, value in started.state_dict().items():
         assert torch.equal(value, ruined.state_dict()[name]), name
+
+
+def test_features_of_the_teacher_are_followed_where_loss_says_so(task):
+    model, data = task
+    inputs = torch.cat([inputs for inputs, _ in data.validate])
+    gaps = {}
+    for loss in ("soft_targets", "soft_targets + 10 * hint 3"):
+        output, _, _ = trained(task, QuantizeAware(bits=2, epochs=6, learning_rate=1e-2, teacher_share=1.0, loss=loss))
+        with torch.no_grad():
+            gaps[loss] = float((output[:4](inputs) - model[:4](inputs)).square().mean())
+    plain, followed = gaps.values()
+    assert followed < 0.7 * plain
+    with pytest.raises(RecipeError, match="nonsense"):
+        QuantizeAware(loss="nonsense")
 
 
 def test_layers_quantized_before_are_trained_as_they_are(task):
