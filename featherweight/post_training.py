@@ -16,7 +16,9 @@ def post_training(bits: float = 8, integers: bool = True, batches: int = 8) -> R
     scales and bias that keep its outputs, given what reaches it. Layers that hurt fall back and are listed in the report.
 
     Args:
-        bits: of the weights, 2 to 8; of a fraction, and of activations in float, each layer gets a width of its own, so many on average.
+        bits: of the weights, 2 to 8. Where activations are float, a whole number is of most layers, and a tenth more goes to those whose
+            rounding the outputs feel most, which entropy coding saves again in the file; of a fraction each layer gets a width of its
+            own, so many on average.
         integers: whether activations are 8-bit integers too, for runtimes with integer kernels.
         batches: calibration batches to read; about 1,000 samples are enough.
 

@@ -12,7 +12,7 @@ from featherweight.layers import build
 from featherweight.running import run
 from featherweight.technique import Context, Recipe
 from featherweight.techniques import FoldBatchNorm, QuantizeWeights
-from featherweight.techniques.compensated_rounding import Goal, fitted
+from featherweight.techniques.compensated_rounding import Goal, fitted, least_squares
 from featherweight.techniques.compensation import compensate
 from featherweight.techniques.moments import inverse_factor
 from featherweight.techniques.paired import Pair, Pairs, Wave, waves
@@ -118,6 +118,15 @@ def test_few_samples_are_not_fitted_closely():
         lost = layer.weight.detach() - found.codes.float() * found.scale[:, None]
         errors.append(float((fresh_inputs @ lost.T).square().mean()))
     assert errors[0] < errors[1]
+
+
+def test_a_weight_moves_less_towards_what_fewer_samples_say():
+    """Inputs became half of what they were: the weight goes to 2, from few samples only part of the way."""
+    rows, second, cross = (torch.full((1, 1, 1), value, dtype=torch.float64) for value in (1.0, 0.25, 0.5))
+    many, two, one = (float(least_squares(rows, second, cross, samples)) for samples in (10_000, 2, 1))
+    assert many == pytest.approx(2.0, abs=1e-3)
+    assert two == pytest.approx(0.5625 / 0.3125)
+    assert one == pytest.approx(0.625 / 0.375)
 
 
 def test_moments_of_both_models_by_hand():

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from featherweight.data import Data
 from featherweight.technique import Context
-from featherweight.techniques.moments import in_call_order, input_energy, second_moments, weights_of
+from featherweight.techniques.moments import in_call_order, input_energy, inverse_factor, second_moments, weights_of
 
 
 def context(*batches):
@@ -193,3 +193,10 @@ def test_order_is_that_of_calls():
     data = context(torch.randn(1, 2))
     assert in_call_order(Model(), data) == [["first"], ["second"], ["never"]]
     assert [left.path for left in data.untouched] == ["up"]
+
+
+def test_the_factor_of_a_singular_moment_takes_a_little_damping():
+    """Where none was asked for too: ten times nothing would stay nothing."""
+    factor = inverse_factor(torch.ones(1, 3, 3, dtype=torch.float64), 0.0)
+    assert torch.isfinite(factor).all()
+    assert torch.equal(factor, factor.triu())
