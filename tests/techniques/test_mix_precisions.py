@@ -128,7 +128,7 @@ def test_what_judges_compensated_rounding_was_not_read_by_it():
     fitted = Context(data=dataclasses.replace(data, calibrate=calibrate[:8]))
     loose, _ = run(QuantizeWeights(bits=2, rounding="compensated", batches=8), model, fitted)
     near, far = Damage(model, Context(data=data), 8).of(loose), Damage(model, Context(data=data), 10, skip=8).of(loose)
-    assert near < far / 4  # so few samples are fitted to, not learned from
+    assert near < far / 2  # so few samples are still fitted to
     context = Context(data=data)
     run(QuantizeWeights(bits=2, rounding="compensated", batches=10, tolerance=(near + far) / 2), model, context)
     assert any("fell back" in left.reason for left in context.untouched)
