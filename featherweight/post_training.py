@@ -6,7 +6,7 @@ from featherweight.errors import RecipeError
 from featherweight.technique import Recipe
 from featherweight.techniques import FoldBatchNorm, MixPrecisions, QuantizeStatic, QuantizeWeights, SmoothActivations
 
-_SPARE = 0.1  # of the bits, on top, for the layers that need them most; entropy coding saves more than these
+_SPARE = 0.1  # of the bits, on top, for the layers that need them most; at 4 bits entropy coding saves more
 
 
 def post_training(bits: float = 8, integers: bool = True, batches: int = 8) -> Recipe:
@@ -17,8 +17,7 @@ def post_training(bits: float = 8, integers: bool = True, batches: int = 8) -> R
 
     Args:
         bits: of the weights, 2 to 8. Where activations are float, a whole number is of most layers, and a tenth more goes to those whose
-            rounding the outputs feel most, which entropy coding saves again in the file; of a fraction each layer gets a width of its
-            own, so many on average.
+            rounding the outputs feel most; of a fraction each layer gets a width of its own, so many on average.
         integers: whether activations are 8-bit integers too, for runtimes with integer kernels.
         batches: calibration batches to read; about 1,000 samples are enough.
 

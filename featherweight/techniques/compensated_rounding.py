@@ -58,9 +58,8 @@ def fitted(layer: nn.Module, fresh: QuantizedLayer, pair: Pair, sparse: bool) ->
     rows = rows_of(weight, pair)
     held = (rows == 0) & sparse
     second, cross = damped(pair, isinstance(bias, Tensor))
-    target = (least_squares(rows, second, cross, pair.samples) if fresh.bits < _FAITHFUL else rows).masked_fill(
-        held, 0.0
-    )
+    target = least_squares(rows, second, cross, pair.samples) if fresh.bits < _FAITHFUL else rows
+    target = target.masked_fill(held, 0.0)
     worth = second.diagonal(dim1=1, dim2=2)[:, None].expand_as(target)
     scale = grid_scale(
         fresh.rows(target.reshape(weight.shape)), fresh.bits, True, fresh.full, fresh.rows(worth.reshape(weight.shape))

@@ -149,10 +149,8 @@ def _compensated(made: Rounding, rows: Tensor, pair: Pair, biased: bool) -> Roun
     second, cross = damped(pair, biased)
     energy = pair.second.diagonal(dim1=1, dim2=2).mean(1).cpu().clamp_min(_TINY)
     gain = made.worth.mean(1, keepdim=True) / energy.repeat_interleave(rows.shape[1])[:, None]
-    target = (
-        least_squares(rows, second, cross, pair.samples).cpu().reshape(made.weight.shape).masked_fill(made.held, 0.0)
-    )
-    return dataclasses.replace(made, weight=target, moment=second, gain=gain)
+    target = least_squares(rows, second, cross, pair.samples).cpu().reshape(made.weight.shape)
+    return dataclasses.replace(made, weight=target.masked_fill(made.held, 0.0), moment=second, gain=gain)
 
 
 def _seldom_met(worth: Tensor) -> Tensor:
