@@ -12,6 +12,7 @@ so neither does the ratio; the whole file's bytes are beside it. A rate that is 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import statistics
 import sys
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from originals import cache, original
+from originals import cache, device, original, trainer
 from results import keep, kept, record
 from torch import Tensor, nn
 
@@ -126,11 +127,13 @@ def cell(name: str, seed: int, rate: float, mnist: Data) -> dict[str, Any]:
     model = original(name, seed, network.build, mnist, network.training)
     teacher = original("lenet5", 0, lenet5, mnist, NETWORKS["lenet5"].training) if name == "lenet300" else model
     moving = dataclasses.replace(mnist, train=Moved(mnist.train))
-    context = Context(data=moving, teacher=teacher, seed=seed, report=_report, workspace=cache() / NAME)
+    teacher = copy.deepcopy(teacher).to(device())
+    context = Context(moving, teacher, device(), seed, report=_report, workspace=cache() / NAME)
     recipe = Recipe((network.pruning, network.penalty(rate)))
     small, edits = run(recipe, model, context)
     small, cuts = run(PruneDeadUnits(), small, context)
     edits = [*edits, *cuts]
+    small.cpu()
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "model.fw"
         size = package(small, edits, {}, None).save(path, graph=False)
@@ -145,6 +148,7 @@ def cell(name: str, seed: int, rate: float, mnist: Data) -> dict[str, Any]:
         **{f"{part}_error": round(error, 3) for part, error in errors.items()},
         "original_test_error": round(100 * (1 - evaluate(model, mnist, "test").value), 3),
         "recipe": str(recipe),
+        "trained_on": trainer(),
         "sizes": [list(value.shape) for value in small.state_dict().values() if value.dim() > 1],
     }
 

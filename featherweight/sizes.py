@@ -16,9 +16,9 @@ _TRIES = 64  # sets of attributes tried for one cut; each costs a forward
 
 def following_sizes(model: nn.Module, cuts: Sequence[Cut]) -> list[tuple[str, int]]:
     """Return `(dotted path, value)` of the integer attributes of `torch.nn` layers that follow from cut shapes."""
-    shapes: dict[str, list[int]] = {}
+    tensors, shapes = named_tensors(model), dict[str, list[int]]()
     for cut in cuts:
-        shape = shapes.setdefault(cut.tensor, list(named_tensors(model)[cut.tensor].shape))
+        shape = shapes.setdefault(cut.tensor, list(tensors[cut.tensor].shape))
         shape[cut.dim] = len(cut.index)
     sizes: dict[str, int] = {}
     for tensor, shape in shapes.items():

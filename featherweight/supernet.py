@@ -110,6 +110,7 @@ class Supernet:
         self.swaps = residual_blocks(self.model, example_inputs(context.data, context.device)) if depth else {}
         self.blocks = tuple(self.swaps)
         self.sizes: dict[tuple[int, int], tuple[tuple[str, int], ...]] = {}
+        self._indices: dict[tuple[int, ...], Tensor] = {}
         self._try_each()
         if not (self.blocks or any(len(counts) > 1 for counts in self.choices)):
             raise ModelError(f"{type(model).__name__} has no channels and no blocks that could be elastic")
@@ -169,9 +170,14 @@ class Supernet:
             for name in named_tensors(self.model):
                 given[name] = whole[name].clone() if name in buffers else whole[name]
             for cut in keep.cuts if keep is not None else ():
-                index = torch.tensor(cut.index, device=given[cut.tensor].device)
-                given[cut.tensor] = given[cut.tensor].index_select(cut.dim, index)
+                given[cut.tensor] = given[cut.tensor].index_select(cut.dim, self._index(cut.index))
             return functional_call(self.model, given, args, kwargs)
+
+    def _index(self, kept: tuple[int, ...]) -> Tensor:
+        """The places as a tensor on the device, moved there once."""
+        if kept not in self._indices:
+            self._indices[kept] = torch.tensor(kept, device=self.context.device)
+        return self._indices[kept]
 
     @contextmanager
     def _reduced(self, subnet: Subnet, keep: Keep | None) -> Iterator[dict[str, Tensor]]:
