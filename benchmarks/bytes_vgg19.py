@@ -67,7 +67,7 @@ KINDS = {
     "student": Kind(
         PruneChannels(ratio=0.8, importance="taylor", ranking="global", minimum=16),
         Distill(epochs=4, learning_rate=3e-3, teacher_share=0.0),
-        (1.0, 2.0),
+        (1.0,),
         3,
         share=0.96,
     ),
