@@ -1,4 +1,4 @@
-"""Rank sweep: accuracy before and after healing against file bytes of plain, whitened and Tucker-2 factors, and of ranks spread.
+"""Rank sweep: accuracy before and after healing against file bytes: plain, whitened, Fisher-weighted and Tucker-2 factors, ranks spread.
 
     FEATHERWEIGHT_DATA=../shared/data python benchmarks/lowrank_sweep.py [resnet20 | resnet56 | vgg19 | lstm | minilm ...]
 
@@ -30,7 +30,7 @@ NAME = "lowrank_sweep"
 NETWORKS = ("resnet56", "vgg19", "lstm", "minilm")
 RATIOS = (0.2, 0.35, 0.5, 0.65, 0.8)
 PAIRS = (("plain", "whitened"), ("plain tucker", "whitened tucker"))
-SPREAD = "whitened spread"
+SPREAD = "spread"
 HEALS = {
     "resnet56": Distill(epochs=1, learning_rate=1e-3),
     "vgg19": Distill(epochs=1, learning_rate=1e-3),
@@ -62,13 +62,14 @@ def forms(name: str, ratio: float) -> dict[str, Technique]:
             "plain": FactorRecurrent(ratio=ratio, rank="ratio", method="svd", hidden="factors"),
             "whitened": FactorRecurrent(ratio=ratio, rank="ratio", hidden="factors"),
             "whitened shared": FactorRecurrent(ratio=ratio, rank="ratio", hidden="shared"),
-            "whitened spread": FactorRecurrent(ratio=ratio, rank="spread", hidden="factors"),
+            SPREAD: FactorRecurrent(ratio=ratio, rank="spread", hidden="factors"),
         }
     found: dict[str, Technique] = {
         "plain": LowRank(ratio=ratio, rank="ratio"),
         "whitened": LowRank(ratio=ratio, rank="ratio", method="whitened"),
         "whitened sequential": LowRank(ratio=ratio, rank="ratio", method="whitened", sequential=True),
-        "whitened spread": LowRank(ratio=ratio, rank="spread", method="whitened", shape="auto"),
+        "fisher": LowRank(ratio=ratio, rank="ratio", method="fisher"),
+        SPREAD: LowRank(ratio=ratio, rank="spread", method="fisher", shape="auto"),
     }
     if name != "minilm":
         found["plain tucker"] = LowRank(ratio=ratio, rank="ratio", shape="tucker")

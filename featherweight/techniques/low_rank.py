@@ -38,6 +38,7 @@ from featherweight.techniques.ranks import (
 from featherweight.techniques.targets import untied
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TINY = 1e-300
 
 
 @final
@@ -46,16 +47,18 @@ class LowRank(Technique):
     """Replace a layer by two or three in a row, `W [out, in]` by `A [out, r] B [r, in]`, where that has fewer parameters.
 
     `method` says which error is least: of the weight (`svd`), of the outputs on calibration data, their mean made good in the
-    bias (`whitened`; the squared error is exactly the energy that is dropped), or one weighed by squared gradients of the loss
-    (`fisher`). `shape` says what a k x k convolution becomes: k x k to r channels and 1 x 1 (`channel`), k x 1 and 1 x k
-    (`spatial`), 1 x 1, k x k and 1 x 1 (`tucker`), or the best of them (`auto`). `rank` chooses how far: the smallest form that
-    keeps `energy`; the share `ratio` of the parameters removed in each layer (`ratio`) or from all together, where it
-    costs least (`spread`); or `ratio` of the directions that variational Bayes calls noise (`bayes`; 1 removes all).
+    bias (`whitened`; the squared error is exactly the energy that is dropped), or the same with each output weighed by squared
+    gradients of the loss (`fisher`). `shape` says what a k x k convolution becomes: k x k to r channels and 1 x 1
+    (`channel`), k x 1 and 1 x k (`spatial`), 1 x 1, k x k and 1 x 1 (`tucker`), or the best of them (`auto`). `rank` chooses
+    how far: the smallest form that keeps `energy`; the share `ratio` of the parameters removed in each layer (`ratio`) or
+    from all together, where the least energy goes (`spread`: shares of each layer's own, with `fisher` all of one unit); or
+    `ratio` of the directions that variational Bayes calls noise (`bayes`; 1 removes all).
     With `sequential` each layer is fitted to what reaches it through those already factored. Attention is first taken apart
     into linear layers. A layer whose factors are not smaller is left dense; so are grouped and specially padded convolutions.
 
     Paper: Eckart & Young, 1936; Zhang et al., TPAMI 2016 (channel); Tai et al., ICLR 2016 (spatial); Kim et al., ICLR 2016
-        (tucker, bayes); Wang et al., "SVD-LLM", ICLR 2025 (whitened); Hsu et al., ICLR 2022 (fisher).
+        (tucker, bayes); Wang et al., "SVD-LLM", ICLR 2025 (whitened); Hsu et al., ICLR 2022, Chekalina et al.,
+        "Generalized Fisher-Weighted SVD", 2025 (fisher).
     Use when: layers are wide and the target computes dense matrices; heal with `distill` afterwards.
     Costs: one decomposition a layer; from data, `batches` passes over calibration batches and 8 in^2 bytes a layer, twice
         the passes for each layer when sequential.
@@ -123,7 +126,8 @@ class LowRank(Technique):
             taps = weight[0, 0].numel()
             inputs, _ = input_energies(weight.reshape(out, inside, taps), metric)
             found.append(of_two_ranks("tucker", inputs, energies, inside, taps, out, fixed, self.multiple))
-        return joined(found)
+        # squared gradients give the energies of all layers one unit; otherwise a share of any counts alike
+        return joined(found, max(float(energies.sum()), _TINY) if self.method == "fisher" else 1.0)
 
     def _pick(self, layers: dict[str, nn.Module], ways: dict[str, Choices], context: Context) -> dict[str, int]:
         """Return the way of each layer that is factored; the others are recorded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -42,19 +43,25 @@ def metrics(model: nn.Module, context: Context, paths: Sequence[str], method: st
     ]
     if not held or method == "svd":
         return {name: Metric() for name, _ in held}
-    if method == "fisher":
-        return {name: _fisher(squares) for name, squares in _gradients(model, context, dict(held), batches).items()}
+    seen = moments(model, context, paths, batches)
+    found = {
+        name: Metric(second[0] - torch.outer(first[0], first[0]), first[0]) for name, (first, second) in seen.items()
+    }
+    if method == "whitened":
+        return found
+    squares = _gradients(model, context, dict(held), batches)
     return {
-        name: Metric(second[0] - torch.outer(first[0], first[0]), first[0])
-        for name, (first, second) in moments(model, context, paths, batches).items()
+        name: replace(found[name], rows=_felt(squares[name], seen[name][1][0])) for name in found if name in squares
     }
 
 
-def _fisher(squares: Tensor) -> Metric:
-    """The metric of rank one in the squared gradients `[out, in]`: its rows and columns have their sums."""
-    rows, columns = (squares.sum(dim) for dim in (1, 0))
-    rows, columns = (values / values.mean().clamp_min(1e-300) + _LEAST for values in (rows, columns))
-    return Metric(inputs=torch.diag(columns), rows=rows.sqrt())
+def _felt(squares: Tensor, second: Tensor) -> Tensor:
+    """Root mean squares of the gradients at the outputs, `[out]`, from those at the weights, whose columns the inputs scale.
+
+    They are the same in unit for all layers.
+    """
+    rows = squares.sum(1) / second.trace().clamp_min(1e-300)
+    return (rows + _LEAST * rows.mean()).clamp_min(1e-300).sqrt()
 
 
 def _gradients(model: nn.Module, context: Context, weights: dict[str, nn.Parameter], count: int) -> dict[str, Tensor]:

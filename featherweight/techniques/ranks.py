@@ -27,6 +27,7 @@ class Choices:
         ranks: its one or two ranks, `[n, 2]` int64; the second is 0 where there is none.
         parameters: that the factors have, biases included, `[n]` float64.
         dropped: share of the layer's output energy that is lost, 0 to 1, `[n]` float64.
+        energy: what all of it is worth beside that of other layers, above 0.
     """
 
     shapes: tuple[str, ...]
@@ -34,6 +35,7 @@ class Choices:
     ranks: Tensor
     parameters: Tensor
     dropped: Tensor
+    energy: float = 1.0
 
     def __len__(self) -> int:
         return len(self.shape)
@@ -87,14 +89,15 @@ def of_two_ranks(
     )
 
 
-def joined(choices: Sequence[Choices]) -> Choices:
-    """Return the ways of several forms of one layer."""
+def joined(choices: Sequence[Choices], energy: float = 1.0) -> Choices:
+    """Return the ways of several forms of one layer, whose energy is worth so much."""
     return Choices(
         tuple(name for one in choices for name in one.shapes),
         torch.cat([one.shape + place for place, one in enumerate(choices)]),
         torch.cat([one.ranks for one in choices]),
         torch.cat([one.parameters for one in choices]),
         torch.cat([one.dropped for one in choices]),
+        energy,
     )
 
 
@@ -122,7 +125,7 @@ def nearest(choices: Choices, place: int, ranks: Sequence[int]) -> int:
 def spread(choices: Sequence[Choices], dense: Sequence[int], ratio: float) -> list[int | None]:
     """Return the way of each layer, None for dense, such that a share `ratio` of all parameters goes and least is lost.
 
-    One price for a parameter, the same in every layer, found by bisection: the sum of the shares lost is then the least
+    One price for a parameter, the same in every layer, found by bisection: the sum of the energies lost is then the least
     among all allocations of that size. What the budget has left over is spent where it saves most.
 
     Args:
@@ -130,13 +133,13 @@ def spread(choices: Sequence[Choices], dense: Sequence[int], ratio: float) -> li
         dense: parameters of each layer as it is.
         ratio: share of all these parameters to remove, 0 to 1.
     """
-    total = float(sum(dense))
+    total, mean = float(sum(dense)), sum(ways.energy for ways in choices) / max(1, len(choices))
 
     def at(price: float) -> tuple[float, list[int | None]]:
         picked: list[int | None] = []
         left = 0.0
         for ways, whole in zip(choices, dense, strict=True):
-            costs = ways.dropped + price * ways.parameters / total
+            costs = ways.energy / mean * ways.dropped + price * ways.parameters / total
             best = int(costs.argmin())
             factored = bool(costs[best] < price * whole / total) and float(ways.parameters[best]) < whole
             picked.append(best if factored else None)
@@ -158,9 +161,10 @@ def _filled(choices: Sequence[Choices], picked: list[int | None], spare: float) 
         for layer, (ways, place) in enumerate(zip(choices, picked, strict=True)):
             better = None if place is None else by_parameters(ways, float(ways.parameters[place]) + spare)
             if place is not None and better is not None:
-                best = max(best, (float(ways.dropped[place] - ways.dropped[better]), layer, better))
-        saved, layer, better = best
-        before = picked[layer] if saved > 0 else None
+                saved = ways.energy * float(ways.dropped[place] - ways.dropped[better])
+                best = max(best, (saved, layer, better))
+        most, layer, better = best
+        before = picked[layer] if most > 0 else None
         if before is None:
             return picked
         spare -= float(choices[layer].parameters[better] - choices[layer].parameters[before])

@@ -294,6 +294,28 @@ def test_what_calibration_never_reached_is_left():
     assert "never reached" in context.untouched[0].reason
 
 
+def test_ranks_are_spread_by_what_the_loss_feels():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loud, self.quiet = nn.Linear(24, 24), nn.Linear(24, 24)
+
+        def forward(self, x):
+            return self.loud(x) + 0.01 * self.quiet(x)
+
+    torch.manual_seed(0)
+    model = Model()
+    model.quiet.load_state_dict(model.loud.state_dict())
+    inputs, labels = drawn(200, 24), torch.randint(0, 24, (200,))
+    ranks = {}
+    for method in ("whitened", "fisher"):
+        _, edits, _ = factor(model, inputs[:1], [(inputs, labels)], method=method, rank="spread", ratio=0.4)
+        ranks[method] = {edit.path: edit.options["rank"] for edit in edits}
+    assert abs(ranks["whitened"]["loud"] - ranks["whitened"]["quiet"]) <= 2
+    assert ranks["fisher"]["quiet"] == 1
+    assert "loud" not in ranks["fisher"]  # it stays dense
+
+
 @pytest.mark.parametrize("method", ["whitened", "fisher"])
 def test_data_that_is_missing_is_said_before_any_work(method):
     with pytest.raises(RecipeError, match="calibrate"):
