@@ -74,7 +74,7 @@ EPOCHS = {
 }
 RATES = {"mlp": 1e-3, "lstm": 1e-3, "resnet20": 1e-3, "minilm": 1e-4, "vgg19": 5e-4}
 COMPENSATED = post_training(4, integers=False)
-GENTLE = 0.2  # of the rate, from compensated codes
+GENTLE = QuantizeAware(bits=4, learning_rate=4e-5, teacher_share=1.0, loss="logits")  # from compensated codes
 WIDTHS = {
     "qat_w4": 4,
     "qat_w4a4": 4,
@@ -87,9 +87,9 @@ WIDTHS = {
 def technique(network: str, scheme: str) -> Recipe:
     """Return what a cell runs."""
     epochs, rate = EPOCHS[network][list(SCHEMES).index(scheme)], RATES[network]
-    before = COMPENSATED if (network, scheme) == ("minilm", "qat_w4") else Recipe(())
-    trained = replace(SCHEMES[scheme], epochs=epochs, learning_rate=GENTLE * rate if before.steps else rate)  # type: ignore[call-arg]
-    return before + trained
+    if (network, scheme) == ("minilm", "qat_w4"):
+        return COMPENSATED + replace(GENTLE, epochs=epochs)
+    return Recipe((replace(SCHEMES[scheme], epochs=epochs, learning_rate=rate),))  # type: ignore[call-arg]
 
 
 def measured(network: str, scheme: str, seed: int) -> dict[str, Any]:

@@ -41,8 +41,8 @@ _CLOSE = 1.08  # stop when the factors that hold and fail are this near
 _TIGHTEN = 1.03
 _MILDEST = 4.0
 _CORRECTIONS = 24
-_AIM = 0.95  # of the seconds allowed, that the tables may add up to: additions are a few percent off
-_CLOCK = 0.98  # of the seconds allowed, that a candidate may measure: the verdict measures anew
+_AIM = 0.94  # of the seconds allowed, that the tables may add up to: additions are a few percent off
+_CLOCK = 0.97  # of the seconds allowed, that a candidate may measure: the verdict measures anew
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ def train_quantized(
     if not any(isinstance(layer, QuantizedLayer) and context.in_scope(path) for path, layer in model.named_modules()):
         context.leave("", "no quantized layer is in scope")
         return
-    fit(model, context, training, guidance=guidance, latents=latents, settle=_SETTLE)
+    # the teacher drops nothing, and what dropout adds is more than the rounding that is to be learnt
+    fit(model, context, training, guidance=guidance, latents=latents, settle=_SETTLE, dropout=False)
     yield Write(None)
 
 

@@ -69,6 +69,7 @@ def fit(
     guidance: Guidance | None = None,
     settle: float = 0.0,
     latents: Mapping[str, Tensor] | None = None,
+    dropout: bool = True,
 ) -> None:
     """Train the model in place on `context.data.train`, with the context's teacher, and keep the best epoch.
 
@@ -87,6 +88,7 @@ def fit(
         guidance: how the teacher is followed; its soft targets, with a fixed weight, when None.
         settle: share of the epochs, the last ones, in which batch norms keep their statistics, 0 to 1.
         latents: float weights of quantized layers by name, to start from in place of what their codes stand for.
+        dropout: False leaves all but batch norms and quantized layers in evaluation mode, where nothing is dropped at random.
 
     Raises:
         DataError: the training data is empty, has NaN, or its labels are out of range; or features are to be matched and
@@ -104,7 +106,16 @@ def fit(
     held.update(masks if masks is not None else {})
     try:
         _Loop(
-            model, context, training, schedule, held, after_backward, memory or {}, guidance or Guidance(), settle
+            model,
+            context,
+            training,
+            schedule,
+            held,
+            after_backward,
+            memory or {},
+            guidance or Guidance(),
+            settle,
+            dropout,
         ).run()
     finally:
         for module, mode in modes:
@@ -136,6 +147,7 @@ class _Loop:
         memory: dict[str, Tensor],
         guidance: Guidance,
         settle: float,
+        dropout: bool,
     ) -> None:
         self.model, self.context, self.training, self.schedule, self.masks = model, context, training, schedule, masks
         self.after_backward = after_backward
@@ -145,6 +157,8 @@ class _Loop:
         self.parameters = {name: p for name, p in trainable.items() if id(p) not in held}
         # Statistics are still in evaluation mode; a quantized layer has none, and passes gradients in training mode only.
         self.still = [module for module in outside if not isinstance(module, QuantizedLayer)]
+        if not dropout:  # recurrent layers pass no gradients on a GPU unless they train
+            self.still += [m for m in model.modules() if not isinstance(m, QuantizedLayer | _BatchNorm | nn.RNNBase)]
         self.settled = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self.settling = (1 - settle) * training.epochs
         thawed = [module for module in model.modules() if isinstance(module, QuantizedLayer) and module.codes is None]
@@ -169,7 +183,7 @@ class _Loop:
         self.best_score = -math.inf
         self.best: dict[str, Tensor] = {}
         self.steps = _steps_per_epoch(context)
-        self.path = _checkpoint(model, context, (training, guidance, schedule is not None, settle))
+        self.path = _checkpoint(model, context, (training, guidance, schedule is not None, settle, dropout))
 
     def run(self) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
