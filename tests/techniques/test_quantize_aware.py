@@ -174,7 +174,7 @@ def test_norms_keep_their_statistics_at_the_end(task, monkeypatch):
 
 
 def test_nothing_is_dropped_at_random(task, monkeypatch):
-    """In training or not, dropout lets everything through; norms follow the batches all the same."""
+    """In training or not, dropout lets everything through."""
     model, data = task
     forward, modes = nn.Dropout.forward, []
 
@@ -184,10 +184,9 @@ def test_nothing_is_dropped_at_random(task, monkeypatch):
 
     monkeypatch.setattr(nn.Dropout, "forward", seen)
     dropping = nn.Sequential(*model[:3], nn.Dropout(0.5), *model[3:]).eval()
-    output, _, _ = trained((dropping, data), QuantizeAware(epochs=1, learning_rate=1e-2))
+    trained((dropping, data), QuantizeAware(epochs=1, learning_rate=1e-2))
     assert modes
     assert not any(modes), modes
-    assert not torch.equal(output[1].running_mean, model[1].running_mean)
 
 
 def test_nothing_to_quantize_is_said(task):
