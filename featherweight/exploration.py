@@ -13,7 +13,7 @@ from typing import Any
 from featherweight.artifact import Artifact
 from featherweight.budget import Budget
 from featherweight.data import Task
-from featherweight.errors import DataError, RecipeError
+from featherweight.errors import RecipeError
 from featherweight.journal import Journal, read_rows
 from featherweight.pipeline import compress
 from featherweight.preflight import find_device
@@ -23,9 +23,7 @@ from featherweight.study import Plan, Standing, Study, stand
 from featherweight.tasks import find_task
 from featherweight.technique import Recipe
 from featherweight.trials import Bench, without
-from featherweight.workers import InProcess, Workers
-from featherweight.workers.cluster import Cluster
-from featherweight.workers.processes import Processes
+from featherweight.workers.hiring import THIS_PROCESS, Crew
 
 JOURNAL = "journal.jsonl"
 SPOOL = "results"
@@ -42,9 +40,7 @@ class Search:
         generation: trials drawn before any of their results is told.
         rungs: shares of the training that a generation goes through.
         epochs: of one heal at full length, in the default space.
-        workers: processes of this machine.
-        ray: address of a Ray cluster, or None.
-        cpus, gpus: that one trial takes of the cluster.
+        crew: who carries trials out.
         device: where trials train.
     """
 
@@ -54,10 +50,7 @@ class Search:
     generation: int = 8
     rungs: tuple[float, ...] = (0.2, 1.0)
     epochs: int = 10
-    workers: int = 1
-    ray: str | None = None
-    cpus: float = 1
-    gpus: float = 0
+    crew: Crew = THIS_PROCESS
     device: str = "cpu"
 
 
@@ -133,7 +126,9 @@ def explore(
         )
         study = Study(space, plan, journal)
         sent = task if isinstance(task, str) and ":" in task else found
-        workers = _workers(how, folder, bench, functools.partial(open_bench, sent, original=bench.original))
+        near = functools.partial(open_bench, sent, original=bench.original)
+        far = functools.partial(near, workspace=None)
+        workers = how.crew.hired(bench, near, far, folder / SPOOL)
         try:
             standing = study.run(workers, watch)
         finally:
@@ -180,12 +175,3 @@ def _goals(limited: list[str]) -> tuple[str, ...]:
     """What is made small: costs first where the drop has a limit, else the drop first."""
     costs = [metric for metric in limited if metric != "drop"] or ["size"]
     return (*costs, "drop") if "drop" in limited else ("drop", *costs)
-
-
-def _workers(how: Search, folder: Path, bench: Bench, open_bench: Callable[..., Bench]) -> Workers:
-    if how.ray is not None:
-        far = functools.partial(open_bench, workspace=None)  # a node may have no such folder
-        return Cluster(how.ray, far, how.cpus, how.gpus)
-    if how.workers < 1:
-        raise DataError(f"workers={how.workers} must be at least 1")
-    return InProcess(bench) if how.workers == 1 else Processes(open_bench, how.workers, folder / SPOOL)

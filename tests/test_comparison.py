@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from featherweight.comparison.judging import answers, beside
 from featherweight.comparison.ranking import answered, ranked
 from featherweight.comparison.scaling import MARGIN, Scale, has_strength, scaled, untrained, with_epochs, with_rate
 from featherweight.data import Data, Task
-from featherweight.errors import ArtifactError, BudgetError, RecipeError
+from featherweight.errors import ArtifactError, BudgetError, FeatherweightError, RecipeError
 from featherweight.pipeline import compress
 from featherweight.recipe_files import load_recipe
 from featherweight.report.compared import Comparison
@@ -35,6 +37,7 @@ from featherweight.techniques import (
     QuantizeRateDistortion,
     QuantizeWeights,
 )
+from featherweight.workers.hiring import Crew
 
 RULES = {"budgets": "4x,300B", "seeds": 1, "epochs": 2}
 
@@ -183,6 +186,55 @@ def test_nothing_is_run_twice_and_what_is_missing_is(compared, folder, clusters,
     assert [[row.get(key) for key in same] for row in again.rows] == [
         [row.get(key) for key in same] for row in compared.rows
     ]
+
+
+@pytest.mark.parametrize("crew", [Crew(workers=2), Crew(ray="local")], ids=["processes", "cluster"])
+def test_others_find_the_same(compared, folder, task_file, own, tmp_path, monkeypatch, crew):
+    """Two processes of this machine, and a cluster whose nodes have no folder of it."""
+    if crew.ray:
+        pytest.importorskip("ray")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the nodes
+    said = []
+    rules = {**RULES, "budgets": "4x"}
+    found = compare(
+        f"{task_file}:task",
+        str(own),
+        out=tmp_path,
+        crew=crew,
+        progress=lambda message, done: said.append(done),
+        **rules,
+    )
+    same = ("recipe", "status", "bytes", "score", "steps", "strength", "drop_interval")
+    wanted = [row for row in compared.rows if row["budget"] != "300B"]
+    assert [[row.get(key) for key in same] for row in found.rows] == [[row.get(key) for key in same] for row in wanted]
+    here, there = (place / "cells" / "mine-4x-0.fw" for place in (folder, tmp_path))
+    assert here.read_bytes() == there.read_bytes()
+    command = next(row["command"] for row in found.rows if row["recipe"] == "mine")
+    assert str(tmp_path / "cells" / "mine-4x-0.yaml") in command
+    assert (tmp_path / "cells" / "mine-4x-0.yaml").exists()
+    assert said[-1] == 1.0
+    assert {path.suffix for path in (tmp_path / "cells").iterdir()} == {".json", ".npz", ".npy", ".fw", ".yaml"}
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_cell_that_breaks_costs_no_other(clusters, own, monkeypatch, tmp_path):
+    run = Cell._carried_out
+
+    def broken(self, *rest):
+        if self.contender.name == "random":
+            raise ZeroDivisionError("of the user's own")
+        return run(self, *rest)
+
+    monkeypatch.setattr(Cell, "_carried_out", broken)
+    rules = {**RULES, "budgets": "4x"}
+    with pytest.raises(
+        FeatherweightError, match=r"1 of 5 cells failed.*random-4x-0: ZeroDivisionError: of the user's own"
+    ):
+        compare(clusters, str(own), out=tmp_path, **rules)
+    monkeypatch.setattr(Cell, "_carried_out", lambda self, *rest: began.append(self.name) or run(self, *rest))
+    began = []
+    assert len(compare(clusters, str(own), out=tmp_path, **rules).rows) == 5
+    assert began == ["random-4x-0"]
 
 
 def test_another_rule_or_model_wants_another_folder(compared, folder, clusters):

@@ -25,7 +25,7 @@ ORDER = tuple(
     errors modes data synthetic scoring significance ensembles verdict budget layers coding costs edits masking trace graph sizes
     technique scoping running techniques post_training students selection recipe_files supernet integer_graph float_graph portable
     runtimes agreement artifact packing arrays latency latency_table delivery precision measurement allocation inspection search report
-    preflight job candidates proof planning pipeline comparison tasks journal trials spaces workers study exploration amc zoo testing
+    preflight job candidates proof planning pipeline tasks journal trials spaces workers comparison study exploration amc zoo testing
     commands cli
 """,
     )

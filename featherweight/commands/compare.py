@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from featherweight.commands.console import AsJson, TaskName, emit, loaded
+from featherweight.commands.console import AsJson, Cpus, Gpus, Processes, RayAddress, TaskName, emit, showing
 
 
 def compare(
@@ -25,21 +25,24 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Of training, all steps of a recipe together.")] = 10,
     tries: Annotated[int, typer.Option(min=1, max=3, help="Learning rates that each recipe tries.")] = 1,
+    workers: Processes = 1,
+    ray: RayAddress = None,
+    cpus: Cpus = 1.0,
+    gpus: Gpus = 0.0,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
     watts: Annotated[float, typer.Option(min=0.0, help="Of a busy core, where energy cannot be read.")] = 10.0,
     as_json: AsJson = False,
 ) -> None:
     """Compare techniques on a task by the same rules: which one, for this model and this budget?
 
-    Example: featherweight compare digits --recipes channels,bits,joint --budgets 4x,16x --seeds 1 --out compared
+    Example: featherweight compare digits --recipes channels,bits,joint --budgets 4x,16x --seeds 1 --workers 2 --out compared
     """
     from featherweight.comparison import compare as compared
-    from featherweight.comparison.contenders import chosen
+    from featherweight.workers.hiring import Crew
 
-    chosen(recipes)  # first what is refused in a moment: a built-in task may train for minutes
-    with loaded(task, as_json) as (made, progress):
+    with showing(as_json) as progress:
         found = compared(
-            made,
+            task,
             recipes,
             budgets,
             out=out,
@@ -48,8 +51,8 @@ def compare(
             tries=tries,
             device=device,
             watts=watts,
-            name=task,
             command=shlex.join(["featherweight", *sys.argv[1:]]),
+            crew=Crew(workers, ray, cpus, gpus),
             progress=progress,
         )
     if as_json:

@@ -30,6 +30,12 @@ AsJson = Annotated[
 ]
 FileName = Annotated[Path, typer.Argument(metavar="MODEL.fw", help="A compressed model.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw: one seed gives one file, byte for byte.")]
+Processes = Annotated[int, typer.Option("--workers", min=1, help="Processes of this machine, each on one thread.")]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray", help="Address of a Ray cluster, as [b]ray start[/b] prints it.")
+]
+Cpus = Annotated[float, typer.Option(help="CPUs that one piece of work takes of the cluster.")]
+Gpus = Annotated[float, typer.Option(help="GPUs that one piece of work takes of the cluster.")]
 screen = Console(stderr=True)
 
 

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from featherweight.commands.console import AsJson, Seed, emit, screen
+from featherweight.commands.console import AsJson, Cpus, Gpus, Processes, RayAddress, Seed, emit, screen
 from featherweight.errors import RecipeError, need
 from featherweight.verdict import format_amount
 
@@ -33,10 +33,10 @@ def search(
     epochs: Annotated[int, typer.Option(min=1, help="Of one heal at full length.")] = 10,
     rungs: Annotated[str, typer.Option(help="Shares of the training; a third is promoted to the next.")] = "0.2,1",
     generation: Annotated[int, typer.Option(min=1, help="Trials drawn before their results are looked at.")] = 8,
-    workers: Annotated[int, typer.Option(min=1, help="Processes of this machine.")] = 1,
-    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, as [b]ray start[/b] prints it.")] = None,
-    cpus: Annotated[float, typer.Option(help="CPUs that a trial takes of the cluster.")] = 1.0,
-    gpus: Annotated[float, typer.Option(help="GPUs that a trial takes of the cluster.")] = 0.0,
+    workers: Processes = 1,
+    ray: RayAddress = None,
+    cpus: Cpus = 1.0,
+    gpus: Gpus = 0.0,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
     space: Annotated[
         str | None, typer.Option(help="[b]path/to/file.py:function[/b] that returns a search space.")
@@ -53,6 +53,7 @@ def search(
     """
     from featherweight.exploration import Search, explore, status
     from featherweight.tasks import made_by
+    from featherweight.workers.hiring import Crew
 
     if show is not None:
         _tell(status(show), as_json)
@@ -67,10 +68,7 @@ def search(
         generation=generation,
         rungs=_shares(rungs),
         epochs=epochs,
-        workers=workers,
-        ray=ray,
-        cpus=cpus,
-        gpus=gpus,
+        crew=Crew(workers, ray, cpus, gpus),
         device=device,
     )
     draw = made_by(space) if space is not None else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.util
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -15,24 +17,29 @@ import numpy as np
 
 from featherweight import measurement as measuring
 from featherweight.budget import Budget
+from featherweight.comparison.bench import CellBench, Originals, nothing
 from featherweight.comparison.cells import RATES, Cell, Ground, Rules
 from featherweight.comparison.contenders import BASELINES, CONTENDERS, Contender, chosen
 from featherweight.comparison.ranking import answered, ranked
 from featherweight.comparison.table import write_tables
-from featherweight.data import Task, batches, samples
-from featherweight.errors import ArtifactError, RecipeError
+from featherweight.data import batches, samples
+from featherweight.errors import ArtifactError, FeatherweightError, RecipeError
 from featherweight.preflight import find_device
 from featherweight.report.compared import Comparison
 from featherweight.report.compared_page import write_comparison
 from featherweight.techniques.importance import digest
+from featherweight.trials import Assignment
+from featherweight.workers import Result
+from featherweight.workers.hiring import THIS_PROCESS, Crew
 
 _ONCE = "1x"  # the budget that contenders without a strength are listed under
+_SPOOL = "results"
 _DRAWN_BY = ("altair", "vl_convert")  # of the extra `report`; without it there are tables only
 _VERSIONS = ("torch", "onnxruntime", "numpy", "onnx")
 
 
 def compare(
-    task: Task | Callable[[int], Task],
+    task: Originals,
     recipes: str | Sequence[str] = "all",
     budgets: str | Sequence[str] = ("2x", "4x", "8x", "16x"),
     *,
@@ -44,17 +51,20 @@ def compare(
     watts: float = 10.0,
     name: str = "",
     command: str = "",
-    progress: Callable[[str, float], None] = lambda message, done: None,
+    crew: Crew = THIS_PROCESS,
+    progress: Callable[[str, float], None] = nothing,
 ) -> Comparison:
     """Run every recipe at every budget under every seed, by the same rules, and return what was found.
 
     Each contender sees the same data, trains the same number of epochs in all and tries the same number of learning rates;
     one strength of it, found by halving on the bytes of the untrained file, meets the budget. Four baselines are always
     there: the original healed as long, a small network trained from scratch, channels removed at random, weights zeroed by
-    magnitude. A finished cell lies in `OUT/cells/` and is never run again; a killed one goes on from its last epoch.
+    magnitude. A finished cell lies in `OUT/cells/` and is never run again; a killed one goes on from its last epoch. Each cell
+    computes on one thread, here or in another process, so that all have the same; several processes fill the machine.
 
     Args:
-        task: a model with its data, or a function from a seed to one, where every seed has an original of its own.
+        task: a model with its data, its name on the command line, or a function from a seed to one, where every seed has an
+            original of its own. Other processes open a task of yours by its name, and get what can be sent otherwise.
         recipes: `"all"`, or names of contenders and paths of recipe files.
         budgets: file sizes such as `"4x"`, `"10%"` or `"300KB"`.
         out: the folder of cells, tables and page; continued where it exists.
@@ -65,6 +75,7 @@ def compare(
         watts: what a busy core is stated to take; energy is time times that where no counter can be read.
         name: of the task in reports and commands; the task's own when missing.
         command: how to reproduce this, for the report.
+        crew: who carries the cells out.
         progress: called with a message and the share done.
 
     Returns:
@@ -75,6 +86,8 @@ def compare(
         RecipeError: a recipe is unknown or has more training steps than epochs; a number is out of range.
         BudgetError: a budget cannot be read.
         ArtifactError: the folder holds a comparison by other rules.
+        DataError: a worker cannot open the task, or there is no cluster.
+        FeatherweightError: a cell failed for a reason that is no fact about its recipe; all others are finished and kept.
     """
     contenders, limits = chosen(recipes), _budgets(budgets)
     wanted = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
@@ -84,18 +97,11 @@ def compare(
         )
     find_device(device)
     folder = Path(out)
-    tasks = task if callable(task) else lambda seed: task
-    label = name or (task.name if isinstance(task, Task) else getattr(task, "__name__", "task"))
+    label = name or (task if isinstance(task, str) else getattr(task, "name", "") or getattr(task, "__name__", "task"))
     rules = Rules(epochs, tries, device, watts, label)
     _open(folder, rules)
-    grounds: dict[int, Ground] = {}
-    rows: list[dict[str, Any]] = []
     cells = [cell for seed in wanted for cell in _cells(contenders, limits, seed, folder)]
-    for place, cell in enumerate(cells):
-        progress(cell.name, place / len(cells))
-        if cell.seed not in grounds:
-            grounds = {cell.seed: _ground(tasks(cell.seed), cell.seed, folder)}  # one at a time in memory
-        rows.append(cell.run(grounds[cell.seed], rules, progress))
+    rows = _carried_out(CellBench(task, rules, cells, progress=progress), wanted, folder, rules, crew, progress)
     originals = [json.loads(_original(folder, seed).read_text()) for seed in wanted]
     facts = Comparison(
         task=label,
@@ -125,28 +131,79 @@ def compare(
     return facts
 
 
+def _carried_out(
+    bench: CellBench,
+    seeds: Sequence[int],
+    folder: Path,
+    rules: Rules,
+    crew: Crew,
+    progress: Callable[[str, float], None],
+) -> list[dict[str, Any]]:
+    """Return the facts of all cells, those from disk that are finished.
+
+    Raises:
+        FeatherweightError: some failed; all others are finished then.
+    """
+    cells = bench.cells
+    rows = {place: known for place, cell in enumerate(cells) if (known := cell.stored()) is not None}
+    failed: list[str] = []
+
+    def done(given: Assignment, result: Result) -> None:
+        if "failed" in result:
+            failed.append(f"{cells[given.number].name}: {result['failed']}")
+        else:
+            rows[given.number] = bench.received(given, result)
+        progress(cells[given.number].name, (len(rows) + len(failed)) / len(cells))
+
+    def missing(seed: int) -> list[Assignment]:
+        return [
+            Assignment(place, 0, 1.0, cell.name)
+            for place, cell in enumerate(cells)
+            if cell.seed == seed and place not in rows
+        ]
+
+    near, far = (functools.partial(CellBench, bench.sent, rules, cells, far) for far in (False, True))
+    workers = crew.hired(bench, near, far, folder / _SPOOL)
+    try:
+        for seed in seeds:
+            _describe(bench.ground(seed), folder)
+            if crew.alone:  # while this original is open
+                workers.run(missing(seed), done)
+        if not crew.alone:
+            workers.run([given for seed in seeds for given in missing(seed)], done)
+    finally:
+        workers.close()
+    shutil.rmtree(folder / _SPOOL, ignore_errors=True)
+    if failed:
+        raise FeatherweightError(
+            f"{len(failed)} of {len(cells)} cells failed, the others are kept: {'; '.join(failed[:3])}"
+        )
+    return [rows[place] for place in range(len(cells))]
+
+
 def _cells(contenders: Sequence[Contender], budgets: Sequence[str], seed: int, folder: Path) -> Iterator[Cell]:
     for contender in contenders:
         for budget in budgets if contender.scales else [_ONCE]:
             yield Cell(contender, budget, seed, folder)
 
 
-def _ground(task: Task, seed: int, folder: Path) -> Ground:
-    """Return the original of a seed, described in the folder once.
+def _describe(ground: Ground, folder: Path) -> None:
+    """Describe the original of a seed in the folder once.
 
     Raises:
         ArtifactError: the folder's cells are of another original.
     """
-    ground, path = Ground(task, seed), _original(folder, seed)
+    path = _original(folder, ground.seed)
     described = {"digest": digest(ground.model).hex(), "splits": _splits(ground)}
     if path.exists():
         stored = json.loads(path.read_text())
         if any(stored[name] != value for name, value in described.items()):
-            raise ArtifactError(f"{folder} compares another model or other data (seed {seed}): give another folder")
-        return ground
+            raise ArtifactError(
+                f"{folder} compares another model or other data (seed {ground.seed}): give another folder"
+            )
+        return
     np.save(path.with_suffix(".npy"), ground.answers.score.samples.float().numpy())
     path.write_text(json.dumps({**ground.describe(), **described}, indent=1) + "\n")
-    return ground
 
 
 def _original(folder: Path, seed: int) -> Path:

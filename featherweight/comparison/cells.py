@@ -116,6 +116,16 @@ class Cell:
             return None
         return facts if isinstance(facts, dict) and "status" in facts else None
 
+    def files(self) -> tuple[Path, ...]:
+        """Return where its recipe, its samples' scores and its compressed model lie, where it has them."""
+        return tuple(self.path.with_suffix(suffix) for suffix in (".yaml", ".npz", ".fw"))
+
+    def keep(self, facts: dict[str, Any]) -> None:
+        """Write the facts, after which the cell is finished."""
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
+        os.replace(part, self.path)
+
     def samples(self) -> np.ndarray[Any, Any]:
         """Return the score of each test sample, `[n]`."""
         with np.load(self.path.with_suffix(".npz"), allow_pickle=False) as arrays:
@@ -136,9 +146,7 @@ class Cell:
         except FeatherweightError as error:
             facts |= {"status": "not applicable", "reason": " ".join(str(error).split())}
         facts["seconds_in_all"] = round(time.perf_counter() - begin, 3)
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
-        os.replace(part, self.path)
+        self.keep(facts)
         shutil.rmtree(self.path.with_suffix(".run"), ignore_errors=True)
         return facts
 
@@ -177,7 +185,7 @@ class Cell:
             "met": size <= allowed or not self.contender.scales,
             "layers": by_layer(ground.model, model, artifact.edits, loaded.bytes_by_part()),
             "seconds": seconds,
-            "command": self._command(rules),
+            "command": self.command(rules),
             "status": "done",
         }
 
@@ -240,7 +248,7 @@ class Cell:
         np.savez_compressed(part, **held)  # type: ignore[arg-type]
         os.replace(part, self.path.with_suffix(".npz"))
 
-    def _command(self, rules: Rules) -> str:
+    def command(self, rules: Rules) -> str:
         """Return the command line that makes this row's file again."""
         words = ["featherweight", "compress", rules.task, "--budget", f"size<={self.budget}", "--seed", str(self.seed)]
         if self.contender.recipe is None:
