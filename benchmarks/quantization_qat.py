@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import math
 import shutil
 import statistics
@@ -33,6 +34,7 @@ from featherweight.data import batches, forward, move
 from featherweight.portable import export_graph
 from featherweight.technique import Technique
 from featherweight.techniques import BinarizeWeights, QuantizeAware, TernarizeWeights
+from featherweight.techniques.seeding import seeded
 
 NAME = "quantization_qat"
 
@@ -73,7 +75,9 @@ EPOCHS = {
     "vgg19": (2, 3, 4, 4, 6),
 }
 RATES = {"mlp": 1e-3, "lstm": 1e-3, "resnet20": 1e-3, "minilm": 1e-4, "vgg19": 5e-4}
-COMPENSATED = post_training(4, integers=False)
+FROM_CODES = ("minilm", "qat_w4")  # trained from post-training codes
+BATCHES = 96  # of the training data, that the codes are compensated on
+COMPENSATED = post_training(4, integers=False, batches=BATCHES)
 GENTLE = QuantizeAware(bits=4, learning_rate=4e-5, teacher_share=1.0, loss="logits")  # from compensated codes
 WIDTHS = {
     "qat_w4": 4,
@@ -87,7 +91,7 @@ WIDTHS = {
 def technique(network: str, scheme: str) -> Recipe:
     """Return what a cell runs."""
     epochs, rate = EPOCHS[network][list(SCHEMES).index(scheme)], RATES[network]
-    if (network, scheme) == ("minilm", "qat_w4"):
+    if (network, scheme) == FROM_CODES:
         return COMPENSATED + replace(GENTLE, epochs=epochs)
     return Recipe((replace(SCHEMES[scheme], epochs=epochs, learning_rate=rate),))  # type: ignore[call-arg]
 
@@ -98,7 +102,10 @@ def measured(network: str, scheme: str, seed: int) -> dict[str, Any]:
     model = made.model.to(memory_format=torch.channels_last) if network == "vgg19" else made.model
     place = cache() / f"{NAME}-{network}-{scheme}-{seed}"
     teacher = copy.deepcopy(model).to(device())
-    context = Context(made.data, teacher, device(), seed, workspace=place.with_suffix(".run"), report=_say)
+    with seeded(seed):
+        read = list(itertools.islice(made.data.train or (), BATCHES))
+    data = replace(made.data, calibrate=read) if (network, scheme) == FROM_CODES else made.data
+    context = Context(data, teacher, device(), seed, workspace=place.with_suffix(".run"), report=_say)
     small, edits = run(technique(network, scheme), model, context)
     small.cpu()
     seconds = time.process_time() - started
