@@ -88,8 +88,9 @@ def train_quantized(
     if not any(isinstance(layer, QuantizedLayer) and context.in_scope(path) for path, layer in model.named_modules()):
         context.leave("", "no quantized layer is in scope")
         return
-    # the teacher drops nothing, and what dropout adds is more than the rounding that is to be learnt
-    fit(model, context, training, guidance=guidance, latents=latents, settle=_SETTLE, dropout=False)
+    # few labels are learnt by heart without dropout; to a teacher that drops nothing it adds more than rounding does
+    labels = training.teacher_share < 1 or context.teacher is None
+    fit(model, context, training, guidance=guidance, latents=latents, settle=_SETTLE, dropout=labels)
     yield Write(None)
 
 

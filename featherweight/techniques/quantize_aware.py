@@ -24,9 +24,8 @@ class QuantizeAware(Technique):
     and the last of these layers have weights of `edges` bits and inputs of 8. Rounding passes gradients straight through to
     float latents, which is also the quantized distillation of Polino et al. Layers that an earlier step has quantized are
     trained as they are. Batch norms stay in their places and keep their statistics over the last third of the epochs;
-    `fold_batch_norm` before it trains without them. Dropout is off, as in the teacher. The best epoch on validation data comes
-    back, the start included.
-    `loss` is how the teacher is followed, as `distill` reads it.
+    `fold_batch_norm` before it trains without them. Dropout is off where the teacher alone is followed (`teacher_share` 1).
+    The best epoch on validation data comes back, the start included. `loss` is how the teacher is followed, as `distill` reads it.
 
     Paper: Esser et al., "Learned Step Size Quantization", ICLR 2020; Polino, Pascanu & Alistarh, "Model Compression via
         Distillation and Quantization", ICLR 2018.

@@ -173,8 +173,8 @@ def test_norms_keep_their_statistics_at_the_end(task, monkeypatch):
     assert modes.count(True) == 4 * len(task[1].train)
 
 
-def test_nothing_is_dropped_at_random(task, monkeypatch):
-    """In training or not, dropout lets everything through."""
+@pytest.mark.parametrize("share", [1.0, 0.7])
+def test_nothing_is_dropped_at_random_where_the_teacher_alone_is_followed(task, monkeypatch, share):
     model, data = task
     forward, modes = nn.Dropout.forward, []
 
@@ -184,9 +184,9 @@ def test_nothing_is_dropped_at_random(task, monkeypatch):
 
     monkeypatch.setattr(nn.Dropout, "forward", seen)
     dropping = nn.Sequential(*model[:3], nn.Dropout(0.5), *model[3:]).eval()
-    trained((dropping, data), QuantizeAware(epochs=1, learning_rate=1e-2))
+    trained((dropping, data), QuantizeAware(epochs=1, learning_rate=1e-2, teacher_share=share))
     assert modes
-    assert not any(modes), modes
+    assert any(modes) == (share < 1)
 
 
 def test_nothing_to_quantize_is_said(task):
