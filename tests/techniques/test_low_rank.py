@@ -312,7 +312,7 @@ def test_ranks_are_spread_by_what_the_loss_feels():
         _, edits, _ = factor(model, inputs[:1], [(inputs, labels)], method=method, rank="spread", ratio=0.4)
         ranks[method] = {edit.path: edit.options["rank"] for edit in edits}
     assert abs(ranks["whitened"]["loud"] - ranks["whitened"]["quiet"]) <= 2
-    assert ranks["fisher"]["quiet"] == 1
+    assert ranks["fisher"]["quiet"] <= 2
     assert "loud" not in ranks["fisher"]  # it stays dense
 
 
