@@ -25,6 +25,9 @@ _EPOCHS = 8  # with fewer, a whole epoch is no short training
 _FINALISTS = 2  # mixes that are trained for a part of an epoch; the others look worse untrained
 _SPARED = 4  # times shorter than the whole a training must be to be worth trying first
 _CORRECTIONS = 6  # of the seconds of one mix
+_RUNGS = (SHORT, 4, 1)
+_FULL = 0.96  # of a limited size: a file that leaves more is made larger where trainings are quick
+_ROOM = 1.005
 
 
 class Candidates:
@@ -115,9 +118,7 @@ class Candidates:
 
         Where the drop has a limit, what already keeps every limit after a short training is not trained longer.
         """
-        mix, over = self.mix(strength)
-        if over > 1:
-            strength = dataclasses.replace(strength, factor=round(strength.factor * over, 2))
+        mix, strength = self.chosen(strength)
         strength = self.in_time(strength, mix)
         if self.spared(strength):
             trial = self.trial(strength.shorter(), mix)
@@ -151,24 +152,53 @@ class Candidates:
         job.progress(f"trial {strength.factor:g}x: {size:,} bytes, drop {drop:.4f} on validation", 1.0)
         return trial
 
-    def mix(self, strength: Strength) -> tuple[str, float]:
-        """Return the mix whose short training ends nearest to the original's outputs on validation data, for all trials.
+    def chosen(self, strength: Strength) -> tuple[str, Strength]:
+        """Return the mix that heals best, for all trials, and the strength at which its file is as large as it may be.
 
-        Beside it, for the first strength, on which the mixes are compared, by how much its file was too large.
+        The best is the one whose training ends nearest to the original's outputs on validation data. All mixes are trained for
+        a short time; the better half of them longer, and so on, each corrected by what its file was over the limit or left.
         """
         if self.best is None:
-            names = [*MIXES, *([UNIFORM] if strength.share == 1 and not strength.static else [])]
-            recipes: dict[str, Recipe] = {}
-            for name in names[: self.job.request.trials]:
-                recipe = self.recipe(strength.shorter(), name)
-                if recipe not in recipes.values():
-                    recipes[name] = recipe
-            if self._steps(strength) is not None:
-                recipes = self._nearest(strength, recipes)
-            told = {name: self._short(strength, name, recipe) for name, recipe in recipes.items()}
-            self.best = min(told, key=lambda name: told[name][0])
-            return self.best, self._over(told[self.best][1])
-        return self.best, 1.0
+            running, told = dict.fromkeys(self._mixes(strength), strength), dict[str, float]()
+            rungs, steps = self._rungs(strength), self._steps(strength)
+            for times in rungs:
+                told = {}
+                for name, own in running.items():
+                    told[name], result = self._heal(own.shorter(times), name, steps)
+                    running[name] = own.sized(self._over(result, fills=len(rungs) > 1))
+                better = sorted(told, key=told.__getitem__)[: math.ceil(len(told) / 2)]
+                running = {name: running[name] for name in better}
+            self.best = next(iter(running))
+            return self.best, running[self.best]
+        return self.best, strength
+
+    def comparing(self, strength: Strength, mixes: int) -> float:
+        """Return the epochs that comparing so many mixes takes in all."""
+        steps, total = self._steps(strength), 0.0
+        loader: Any = self.job.data.train
+        for times in self._rungs(strength):
+            total += mixes * strength.shorter(times).healing.total * (1.0 if steps is None else steps / len(loader))
+            mixes = math.ceil(mixes / 2)
+        return total
+
+    def _rungs(self, strength: Strength) -> tuple[int, ...]:
+        """How many times shorter than a trial each round of trainings is that compares mixes.
+
+        Successive halving (Jamieson & Talwalkar, AISTATS 2016), to trainings as long as a trial, where trials are quick and only
+        costs are limited that training hardly changes: mixes heal at different speeds. Else one round.
+        """
+        quick = self._steps(strength) is None and self.job.quick and self.job.request.trials > 1
+        scored = any(self.budget.limit(name) is not None for name in ("drop", "latency"))
+        return _RUNGS if quick and not scored else _RUNGS[:1]
+
+    def _mixes(self, strength: Strength) -> list[str]:
+        """The mixes to compare, none that comes to the same as one before it."""
+        names = [*MIXES, *([UNIFORM] if strength.share == 1 and not strength.static else [])]
+        recipes: dict[Recipe, str] = {}
+        for name in names[: self.job.request.trials]:
+            recipes.setdefault(self.recipe(strength.shorter(), name), name)
+        found = list(recipes.values())
+        return found if self._steps(strength) is None else self._nearest(strength, found)
 
     def _steps(self, strength: Strength) -> int | None:
         """Of an epoch of a short training; all where the full one has epochs enough that a whole one is short."""
@@ -177,38 +207,42 @@ class Candidates:
             return None
         return max(1, round(len(loader) * strength.epochs / SHORT))
 
-    def shortened(self, strength: Strength) -> float:
-        """Return the epochs that a mix is compared by, in all."""
-        steps = self._steps(strength)
-        loader: Any = self.job.data.train
-        return strength.shorter().healing.total * (1.0 if steps is None else steps / len(loader))
-
     @cached_property
     def _reference(self) -> Reference:
         """The original's outputs on validation data."""
         data = dataclasses.replace(self.job.data, calibrate=self.job.data.validate)
         return Reference(self.job.model, Context(data=data), _COMPARED)
 
-    def _nearest(self, strength: Strength, recipes: dict[str, Recipe]) -> dict[str, Recipe]:
+    def _nearest(self, strength: Strength, names: list[str]) -> list[str]:
         """The mixes whose untrained candidates are nearest to the original, where training takes long: as many as are trained."""
-        if len(recipes) <= _FINALISTS:
-            return recipes
-        untrained = {name: self.recipe(strength, name, trains=False) for name in recipes}
+        if len(names) <= _FINALISTS:
+            return names
         told = {
-            name: self._reference.divergence(self.job.execute(recipe, by_user=False, measure=False).model)
-            for name, recipe in untrained.items()
+            name: self._reference.divergence(
+                self.job.execute(self.recipe(strength, name, trains=False), by_user=False, measure=False).model
+            )
+            for name in names
         }
-        return {name: recipes[name] for name in sorted(told, key=told.__getitem__)[:_FINALISTS]}
+        return sorted(told, key=told.__getitem__)[:_FINALISTS]
 
-    def _short(self, strength: Strength, name: str, recipe: Recipe) -> tuple[float, Result]:
-        """The divergence of a candidate after a short training, and the candidate."""
+    def _heal(self, strength: Strength, name: str, steps: int | None) -> tuple[float, Result]:
+        """The divergence of a mix after the training of a strength, of so many steps an epoch, and the candidate."""
         job = self.job
-        result = job.execute(recipe, by_user=False, measure=False, steps=self._steps(strength))
+        result = job.execute(self.recipe(strength, name), by_user=False, measure=False, steps=steps)
         found = self._reference.divergence(result.model)
-        job.progress(f"mix {name}: {found:.4f} nats from the original after a short training", 1.0)
+        trained = f"{strength.healing.total} epochs" + (f" of {steps} steps" if steps is not None else "")
+        job.progress(f"mix {name}: {found:.4f} nats from the original after {trained}", 1.0)
         return found, result
 
-    def _over(self, result: Result) -> float:
-        """How many times too large a candidate's file is, with room for what further training changes."""
+    def _over(self, result: Result, fills: bool) -> float:
+        """How many times too large a candidate's file is, with room for what further training changes; 1 where it fits.
+
+        Args:
+            result: the candidate.
+            fills: whether one that leaves much of the limit counts as too small.
+        """
         limit = self.budget.limit("size")
-        return 1.0 if limit is None else 1.005 * self.job.size(result) / limit.allowed(self.job.before.size_bytes)
+        if limit is None:
+            return 1.0
+        over = self.job.size(result) / limit.allowed(self.job.before.size_bytes)
+        return 1.0 if over <= 1 and not (fills and over < _FULL) else _ROOM * over

@@ -40,6 +40,7 @@ _USUAL_AGREEMENT = Agreement(9.537e-06, 139.6, 1.0)
 _DIGITS = 12  # bytes by which the final facts may be longer
 _STEPS = 8000  # optimizer steps that the gradual pruning of a trial aims at
 _MOST_MACS = 4e12  # forward multiply-adds that it may take: minutes on two cores
+_SEVERAL = 4
 _FEWEST_EPOCHS, _MOST_EPOCHS = 2, 60
 _HELD = 12  # cut and factored models that are kept: what a few mixes at two strengths need
 
@@ -158,6 +159,11 @@ class Job:
                 f"the budget {limit} is impossible: the graph and the manifest of this model alone take {floor:,} bytes; "
                 f"ask for at least size<={floor * 2 // 1000 + 1}KB"
             )
+
+    @property
+    def quick(self) -> bool:
+        """Whether several trials take no longer than one may."""
+        return _SEVERAL * self.epochs <= affordable_epochs(self.data, self.before.macs or 0)
 
     def size(self, result: Result) -> int:
         """Bytes of the file, its scores and agreement standing for those that are known at the end."""
@@ -319,11 +325,25 @@ def training_epochs(data: Data, macs: int, most: int | None = None) -> int:
         return 0
     if most is not None:
         return max(epochs for epochs in range(1, most) if Healing.of(epochs).total <= most)
-    loader: Any = data.train
-    steps = len(loader) if hasattr(loader, "__len__") else 100
+    enough = min(_STEPS / _steps(data), affordable_epochs(data, macs))
+    return round(min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, enough)))
+
+
+def affordable_epochs(data: Data, macs: int) -> float:
+    """Return how many epochs a network's size allows.
+
+    Args:
+        data: with the training loader.
+        macs: multiply-adds of a sample.
+    """
     inputs, _ = next(batches(data.train, "train"))
-    allowed = _MOST_MACS / max(1, macs * steps * samples(inputs))
-    return round(min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, min(_STEPS / max(1, steps), allowed))))
+    return _MOST_MACS / max(1, macs * _steps(data) * samples(inputs))
+
+
+def _steps(data: Data) -> int:
+    """Optimizer steps of an epoch; a hundred where the loader does not say."""
+    loader: Any = data.train
+    return max(1, len(loader)) if hasattr(loader, "__len__") else 100
 
 
 def _instead(model: nn.Module, left: list[Untouched]) -> str:

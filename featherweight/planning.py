@@ -73,8 +73,8 @@ def _planned(candidates: Candidates, trials: int) -> dict[str, Any]:
         rows.append({"limit": str(limit), "allowed": allowed, "untrained": found, "met": met})
     epoch = _epoch_seconds(job)
     trial = epoch * strength.healing.total
-    short = epoch * candidates.shortened(strength)
-    mixes = min(trials, len(MIXES) + 1)
+    short = epoch * strength.shorter().healing.total
+    comparing = epoch * candidates.comparing(strength, min(trials, len(MIXES) + 1))
     most = 1 if budget.limit("drop") is None else trials
     spared = candidates.spared(strength)
     return {
@@ -84,8 +84,8 @@ def _planned(candidates: Candidates, trials: int) -> dict[str, Any]:
         "seconds": {
             "epoch": round(epoch, 2),
             "trial": round(trial),
-            "least": round(short * mixes + (short if spared else trial)),
-            "most": round(short * mixes + most * (trial + short * spared)),
+            "least": round(comparing + (short if spared else trial)),
+            "most": round(comparing + most * (trial + short * spared)),
         },
         "memory_bytes": _COPIES * job.before.size_bytes,
     }

@@ -6,7 +6,7 @@ the limits and are corrected by what the untrained model and its file measure, u
 long as it needs, and while the validation score holds, the file is made smaller, else larger.
 
 A mix says how the damages of the families compare once healed, which tables cannot know: lost channels heal best, then ranks,
-then zeros, and the rounding to few bits least. Short trainings decide between a few mixes.
+then zeros, and the rounding to few bits least. Trainings decide between a few mixes.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ MIXES: dict[str, dict[str, float]] = {
     "narrow": {"channels": 0.03, "ranks": 1.0, "zeros": 0.3, "rounding": 5.0},
     "sparse": {"zeros": 0.01, "rounding": 2.0},
     "even": {},
+    "channels": {"channels": 0.01, "ranks": 10.0, "zeros": 3.0, "rounding": 5.0},
 }
 SHORT = 16
-"""How many times shorter than a trial the trainings are that compare mixes, and that a mild trial makes do with."""
+"""How many times shorter than a trial the first trainings are that compare mixes, and that a mild trial makes do with."""
 UNIFORM = "uniform"
 """No allocation: one density by LAMP, and one width."""
 _SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.16, 0.1, 0.06, 0.03)
@@ -38,7 +39,7 @@ _SURVIVOR_BITS = 2.8  # entropy of a non-zero code of 4 bits, about
 _GROW = 2.0
 _TIE = 1.002
 _CLOSE = 1.08  # stop when the factors that hold and fail are this near
-_TIGHTEN = 1.03
+_TIGHTEN = 1.02
 _MILDEST = 4.0
 _CORRECTIONS = 24
 _AIM = 0.94  # of the seconds allowed, that the tables may add up to: additions are a few percent off
@@ -70,9 +71,13 @@ class Strength:
         """How long a mix is trained."""
         return Healing.of(self.epochs)
 
-    def shorter(self) -> Strength:
-        """Return a strength with a sixteenth of the training, at least an epoch."""
-        return replace(self, epochs=max(1, self.epochs // SHORT))
+    def shorter(self, times: int = SHORT) -> Strength:
+        """Return a strength with so many times less training, at least an epoch."""
+        return replace(self, epochs=max(1, self.epochs // times))
+
+    def sized(self, over: float) -> Strength:
+        """Return a strength whose file is smaller by what it was over the limit, or larger by what it left; 1 is at the limit."""
+        return replace(self, factor=round(max(_MILDEST, self.factor * over), 2))
 
     def faster(self, measured: float, allowed: float) -> Strength:
         """Return the strength as it is where a candidate's seconds keep the limit, else with fewer of the tables' by as much.

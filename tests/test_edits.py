@@ -21,6 +21,7 @@ from featherweight.edits import (
     to_json,
 )
 from featherweight.errors import ArtifactError, ModelError
+from featherweight.techniques.swaps import quantized_swap
 from featherweight.zoo import randomise, small_models
 
 
@@ -70,6 +71,28 @@ def test_keep_reorders_and_keeps_requires_grad_and_buffers():
     assert not isinstance(model[0].running_mean, nn.Parameter)
     assert not model[0].weight.requires_grad
     assert model[0].bias.requires_grad
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_cuts_and_quantized_layers_and_their_training_leave_a_convolution_laid_out_as_it_was(last):
+    layout = torch.channels_last if last else torch.contiguous_format
+    model = randomise(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)), 0).to(memory_format=layout)
+
+    def lies():
+        weights = [value for value in named_tensors(model).values() if value.dim() == 4]
+        return [value.is_contiguous(memory_format=layout) for value in weights]
+
+    cuts = (Cut("0.weight", 0, (0, 2, 5)), Cut("0.bias", 0, (0, 2, 5)), Cut("2.weight", 1, (0, 2, 5)))
+    apply(model, Keep(cuts, (("0.out_channels", 3), ("2.in_channels", 3))))
+    assert lies() == [True, True]
+    image, swap = torch.ones(1, 3, 8, 8), quantized_swap("2", model[2], 4, per_channel=True)
+    apply(model, swap)
+    before = model(image)
+    model[2].thaw()
+    assert lies() == [True, True]
+    model[2].freeze()
+    assert lies() == [True, True]
+    assert torch.allclose(model(image), before)
 
 
 def test_keep_on_a_tied_tensor_reaches_every_holder():

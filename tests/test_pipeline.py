@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 from dataclasses import replace
 
@@ -415,6 +416,29 @@ def test_mixes_are_compared_on_a_part_of_an_epoch_and_the_trial_reads_all_of_it(
     assert passes[-2:] == [80, 80]
     assert set(passes[:-2]) == {5}
     assert len(artifact.report.trials) == 1
+
+
+def test_where_trials_are_quick_the_better_half_of_the_mixes_trains_longer_and_the_best_is_the_trial(clusters):
+    said = []
+    artifact, passes = searched(clusters, epochs=24, trials=4, progress=lambda message, done: said.append(message))
+    trained = [(words[1], int(words[-2])) for words in map(str.split, said) if words[0] == "mix"]
+    rounds = [[name for name, epochs in trained if epochs == length] for length in (2, 6, 24)]
+    assert len(rounds[0]) > 2
+    assert [len(names) for names in rounds[1:]] == [math.ceil(len(names) / 2) for names in rounds[:2]]
+    assert set(rounds[2]) <= set(rounds[1]) <= set(rounds[0])
+    assert trained == sorted(trained, key=lambda one: one[1])
+    # the trial is the last training of all, read from its checkpoints unless its file had to become smaller or larger
+    assert len(passes) - sum(epochs for _, epochs in trained) in {
+        24 * count for count in range(len(artifact.report.trials) + 1)
+    }
+    assert artifact.report.after["size_bytes"] <= 0.6 * artifact.report.before["size_bytes"]
+
+
+@pytest.mark.parametrize("budget", ["size<=60%, drop<=90pt", "size<=60%, latency<=100s"])
+def test_mixes_are_compared_once_where_more_than_the_size_is_limited(clusters, budget):
+    said = []
+    searched(clusters, budget, epochs=24, trials=2, progress=lambda message, done: said.append(message))
+    assert {words[-2] for words in map(str.split, said) if words[0] == "mix"} == {"2"}
 
 
 def test_of_many_mixes_two_are_trained_for_a_part_of_an_epoch(clusters):

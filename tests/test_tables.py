@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from featherweight.allocation import Tables, measure_tables, tables_of
-from featherweight.allocation.tables import corrected
+from featherweight.allocation.tables import FINE, SHARES, corrected
 from featherweight.allocation.treatments import Treatment, frontier
 from featherweight.allocation.truth import Reference
 from featherweight.coding import encode_tensor
@@ -54,6 +54,14 @@ def test_rows_and_groups_are_the_network(tables, network):
     assert tables.fixed["params"] + sum(one.params for one in plain) == sum(p.numel() for p in network.parameters())
     assert sum(one.macs for one in plain) == 20 * 48 + 48 * 48 + 48 * 5
     assert tables.fixed["macs"] == 0
+
+
+def test_few_groups_have_fine_shares_and_many_have_coarse_ones(tables, context):
+    assert [group.shares for group in tables.groups] == [FINE, FINE]
+    assert all(list(group.damages) == sorted(group.damages) and group.damages[0] == 0 for group in tables.groups)
+    layers = [layer for _ in range(5) for layer in (nn.Linear(20, 20), nn.ReLU())]
+    deep = measure_tables(nn.Sequential(*layers, nn.Linear(20, 5)).eval(), context)
+    assert {group.shares for group in deep.groups} == {SHARES}
 
 
 @pytest.mark.parametrize("bits", [3, 4])

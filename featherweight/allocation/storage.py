@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from featherweight.allocation.tables import SHARES, measure_tables
+from featherweight.allocation.tables import measure_tables
 from featherweight.allocation.treatments import Tables
 from featherweight.data import batches, tensors
 from featherweight.technique import Context
 from featherweight.techniques.importance import digest
 
-_FORMAT = 1  # counts up whenever tables are made otherwise
+_FORMAT = 2  # counts up whenever tables are made otherwise
 _MOST_READ = 64  # calibration batches that the name of a file depends on
 
 
@@ -26,14 +26,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "featherweight"
 
 
-def tables_of(model: nn.Module, context: Context, count: int = 16, shares: tuple[float, ...] = SHARES) -> Tables:
+def tables_of(model: nn.Module, context: Context, count: int = 16, shares: tuple[float, ...] | None = None) -> Tables:
     """Return the tables of a model, measured once: `measure_tables`, kept on disk.
 
     Args:
         model: comes back as it was.
         context: calibration data, example, scope, seed and device.
         count: calibration batches to read.
-        shares: of each group's channels that may be kept.
+        shares: of each group's channels that may be kept; by the number of groups when None.
     """
     path = cache_folder() / f"tables-{_name(model, context, count, shares)}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged file costs a measurement, never a wrong result
@@ -47,7 +47,7 @@ def tables_of(model: nn.Module, context: Context, count: int = 16, shares: tuple
     return tables
 
 
-def _name(model: nn.Module, context: Context, count: int, shares: tuple[float, ...]) -> str:
+def _name(model: nn.Module, context: Context, count: int, shares: tuple[float, ...] | None) -> str:
     """A hash of the model, its form, the calibration data and all that decides how tables are made."""
     settings = (
         _FORMAT,

@@ -40,8 +40,11 @@ DENSITIES = (1.0, 0.6, 0.4, 0.25, 0.16, 0.1, 0.06, 0.04, 0.025)
 RANKS = (0.7, 0.5, 0.35, 0.25, 0.15, 0.1)  # shares of the rank at which two factors are as large as the matrix
 RANK_BITS = (3, 4, 5, 6, 8)
 SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2)
+FINE = tuple(round(1 - 0.05 * step, 2) for step in range(18))
+"""Shares of a network of few groups, where a step of one group is a leap of the file."""
 EIGHTHS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 """Shares for speed: of widths such as 64 they leave whole blocks of 8 and 16 channels, which kernels work on."""
+_FEW = 4  # groups
 _TRIED = 3  # of the densities, ranks and shares each
 _LEAST_RANKED = 2  # ranks below which factoring a layer is not tried
 _SCALE_BYTES = 2.0
@@ -54,14 +57,16 @@ Family = list[tuple[float, float, Tensor]]
 """Of one weight, for each strength from mild to strong: the strength, predicted nats and the weight, `[out, rest]`."""
 
 
-def measure_tables(model: nn.Module, context: Context, count: int = 16, shares: tuple[float, ...] = SHARES) -> Tables:
+def measure_tables(
+    model: nn.Module, context: Context, count: int = 16, shares: tuple[float, ...] | None = None
+) -> Tables:
     """Return the tables of a model as it stands; batch norms should be folded first.
 
     Args:
         model: comes back as it was.
         context: calibration data, example, scope, seed and device.
         count: calibration batches to read for curvatures.
-        shares: of each group's channels that may be kept, the largest first, 1 being the first.
+        shares: of each group's channels that may be kept, the largest first, 1 being the first; by the number of groups when None.
 
     Raises:
         DataError: there is no calibration data.
@@ -69,6 +74,7 @@ def measure_tables(model: nn.Module, context: Context, count: int = 16, shares: 
     weights = {name: weight for name, weight in matrices(model, context).items() if isinstance(weight, nn.Parameter)}
     nats = _nats(model, weights, context, count)
     found = clusters(model, context)
+    shares = shares or (FINE if len(found) <= _FEW else SHARES)
     used, macs = uses(model, context), macs_of_one(model, context)
     tried = _TRIED * (2 * len(weights) + len(found))
     most = round(min(_MOST, max(_FEWEST, _MOST_MACS / max(1.0, macs * tried))))

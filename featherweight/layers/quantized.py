@@ -248,7 +248,7 @@ class QuantizedLayer(nn.Module):
             delattr(self, name)
             self.register_buffer(name, value)
         del self.weight
-        self.codes = codes.to(torch.int8).contiguous()
+        self.codes = codes.to(torch.int8)  # channels-last where the weight was
 
     def _round_bias(self) -> None:
         if self.bias is not None:
