@@ -280,7 +280,7 @@ def _apply_swap(model: nn.Module, edit: Swap) -> Undo:
                 f"{edit.path}: the state does not fit a {edit.kind} with {dict(edit.options)}: {error}"
             ) from error
     if any(_channels_last(tensor) for tensor in named_tensors(old).values()):
-        new.to(memory_format=torch.channels_last)
+        new.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     new.train(old.training)
     holders = _holders(model, old)
     _replace(holders, new)

@@ -26,7 +26,6 @@ from featherweight.trials import Bench, without
 from featherweight.workers.hiring import THIS_PROCESS, Crew
 
 JOURNAL = "journal.jsonl"
-SPOOL = "results"
 
 
 @dataclass(frozen=True)
@@ -128,32 +127,39 @@ def explore(
         sent = task if isinstance(task, str) and ":" in task else found
         near = functools.partial(open_bench, sent, original=bench.original)
         far = functools.partial(near, workspace=None)
-        workers = how.crew.hired(bench, near, far, folder / SPOOL)
-        try:
+        with how.crew.hired(bench, near, far, folder) as workers:
             standing = study.run(workers, watch)
-        finally:
-            workers.close()
-    for unneeded in ("checkpoints", SPOOL):
-        shutil.rmtree(folder / unneeded, ignore_errors=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     (folder / "front.json").write_text(json.dumps(standing.front, indent=1) + "\n")
     if standing.best is None:
         return standing, None
-    recipe = best_recipe(standing.best)
+    return standing, _delivered(standing.best, found, wanted, how, folder, progress)
+
+
+def _delivered(
+    best: dict[str, Any],
+    task: Task,
+    wanted: Budget,
+    how: Search,
+    folder: Path,
+    progress: Callable[[str, float], None],
+) -> Artifact:
+    """Write the best recipe and its file."""
+    recipe = best_recipe(best)
     (folder / "best.yaml").write_text(recipe_to_yaml(recipe))
     progress("the best recipe, to the file", 0.0)
-    artifact = compress(
-        found.model,
-        found.data,
+    return compress(
+        task.model,
+        task.data,
         wanted,
         recipe,
         seed=how.seed,
         device=how.device,
         out=folder / "model.fw",
-        name=found.name,
-        command=f"featherweight search, trial {standing.best['trial']}",
+        name=task.name,
+        command=f"featherweight search, trial {best['trial']}",
         progress=progress,
     )
-    return standing, artifact
 
 
 def status(out: str | Path) -> Standing:

@@ -6,7 +6,6 @@ import datetime
 import functools
 import importlib.util
 import json
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -33,7 +32,6 @@ from featherweight.workers import Result
 from featherweight.workers.hiring import THIS_PROCESS, Crew
 
 _ONCE = "1x"  # the budget that contenders without a strength are listed under
-_SPOOL = "results"
 _DRAWN_BY = ("altair", "vl_convert")  # of the extra `report`; without it there are tables only
 _VERSIONS = ("torch", "onnxruntime", "numpy", "onnx")
 
@@ -163,17 +161,13 @@ def _carried_out(
         ]
 
     near, far = (functools.partial(CellBench, bench.sent, rules, cells, far) for far in (False, True))
-    workers = crew.hired(bench, near, far, folder / _SPOOL)
-    try:
+    with crew.hired(bench, near, far, folder) as workers:
         for seed in seeds:
             _describe(bench.ground(seed), folder)
             if crew.alone:  # while this original is open
                 workers.run(missing(seed), done)
         if not crew.alone:
             workers.run([given for seed in seeds for given in missing(seed)], done)
-    finally:
-        workers.close()
-    shutil.rmtree(folder / _SPOOL, ignore_errors=True)
     if failed:
         raise FeatherweightError(
             f"{len(failed)} of {len(cells)} cells failed, the others are kept: {'; '.join(failed[:3])}"

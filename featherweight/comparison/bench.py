@@ -45,25 +45,24 @@ class CellBench:
         self._ground: Ground | None = None
 
     @functools.cached_property
-    def _task(self) -> Task:
-        """The one original of all seeds."""
-        given = self._originals
-        if isinstance(given, str):
-            self._progress(f"loading {given}", 0.0)
-            return find_task(given)
-        return given if isinstance(given, Task) else given(0)
+    def _opened(self) -> Task | Callable[[int], Task]:
+        """The originals; one that is named is loaded once."""
+        if not isinstance(self._originals, str):
+            return self._originals
+        self._progress(f"loading {self._originals}", 0.0)
+        return find_task(self._originals)
 
     @property
     def sent(self) -> Originals:
         """What another process opens: a built-in task may have trained for minutes, and a user's own is of a file of theirs."""
         own = isinstance(self._originals, str) and ":" in self._originals
-        return self._originals if own or callable(self._originals) else self._task
+        return self._originals if own else self._opened
 
     def ground(self, seed: int) -> Ground:
         """Return the original of a seed, measured; only the last one asked for is in memory."""
         if self._ground is None or self._ground.seed != seed:
             self._ground = None
-            task = self._originals(seed) if callable(self._originals) else self._task
+            task = self._opened if isinstance(self._opened, Task) else self._opened(seed)
             with one_thread():
                 self._ground = Ground(task, seed)
         return self._ground

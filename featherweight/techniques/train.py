@@ -105,18 +105,8 @@ def fit(
     held = dict(_sparse_masks(model, context.sparse))
     held.update(masks if masks is not None else {})
     try:
-        _Loop(
-            model,
-            context,
-            training,
-            schedule,
-            held,
-            after_backward,
-            memory or {},
-            guidance or Guidance(),
-            settle,
-            dropout,
-        ).run()
+        hooks = _Hooks(schedule, after_backward, held, memory or {})
+        _Loop(model, context, training, guidance or Guidance(), hooks, settle, dropout).run()
     finally:
         for module, mode in modes:
             module.training = mode
@@ -133,6 +123,16 @@ def _sparse_masks(model: nn.Module, sparse: set[str]) -> Iterator[tuple[str, Ten
             yield name, tensors[name].detach() != 0
 
 
+@dataclass(frozen=True)
+class _Hooks:
+    """What the caller does before and within each step, and the tensors that it writes to."""
+
+    schedule: Schedule | None
+    after_backward: AfterBackward | None
+    masks: dict[str, Tensor]
+    memory: dict[str, Tensor]
+
+
 class _Loop:
     """The state of one training run: what a checkpoint holds, and nothing that outlives `fit`."""
 
@@ -141,16 +141,13 @@ class _Loop:
         model: nn.Module,
         context: Context,
         training: Training,
-        schedule: Schedule | None,
-        masks: dict[str, Tensor],
-        after_backward: AfterBackward | None,
-        memory: dict[str, Tensor],
         guidance: Guidance,
+        hooks: _Hooks,
         settle: float,
         dropout: bool,
     ) -> None:
-        self.model, self.context, self.training, self.schedule, self.masks = model, context, training, schedule, masks
-        self.after_backward = after_backward
+        self.model, self.context, self.training = model, context, training
+        self.schedule, self.after_backward, self.masks = hooks.schedule, hooks.after_backward, hooks.masks
         outside = [module for path, module in model.named_modules() if not context.in_scope(path)]
         held = {id(parameter) for module in outside for parameter in module._parameters.values()}
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
@@ -168,7 +165,7 @@ class _Loop:
         full = [p for p in self.parameters.values() if id(p) not in steps and p.dim() >= 2]
         self.lesson = Lesson(model, context, guidance, training.teacher_share, training.temperature)
         self.companions = {f"companion.{name}": p for name, p in self.lesson.named_parameters()}
-        self.memory = memory | {name: p.detach() for name, p in self.companions.items()}
+        self.memory = hooks.memory | {name: p.detach() for name, p in self.companions.items()}
         rate, decay = training.learning_rate, training.weight_decay
         groups = [
             {"params": full, "lr": rate, "weight_decay": decay},
@@ -183,7 +180,7 @@ class _Loop:
         self.best_score = -math.inf
         self.best: dict[str, Tensor] = {}
         self.steps = _steps_per_epoch(context)
-        self.path = _checkpoint(model, context, (training, guidance, schedule is not None, settle, dropout))
+        self.path = _checkpoint(model, context, (training, guidance, hooks.schedule is not None, settle, dropout))
 
     def run(self) -> None:
         """Train from the last checkpoint, or from the start, to the end."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from featherweight.trials import Measure
 from featherweight.workers import InProcess, Workers
 from featherweight.workers.cluster import Cluster
 from featherweight.workers.processes import Processes
+
+_SPOOL = "results"
 
 
 @dataclass(frozen=True)
@@ -34,21 +38,33 @@ class Crew:
         """Whether this process does all work."""
         return self.ray is None and self.workers == 1
 
+    @contextmanager
     def hired(
-        self, here: Measure, open_near: Callable[[], Measure], open_far: Callable[[], Measure], spool: Path
-    ) -> Workers:
-        """Return the workers; those of other processes start when they are first needed.
+        self, here: Measure, open_near: Callable[[], Measure], open_far: Callable[[], Measure], folder: Path
+    ) -> Iterator[Workers]:
+        """Lend the workers; those of other processes start when they are first needed, and all are let go at the end.
 
         Args:
             here: carries out assignments in this process.
             open_near: returns what does in another process of this machine.
             open_far: returns what does on a node of a cluster, which may have none of this machine's folders.
-            spool: folder for results on their way from processes of this machine.
+            folder: of the run; results on their way from processes of this machine lie in a folder of it, until the run is done.
 
         Raises:
             DataError: `workers` is below 1, or there is no cluster at the address.
             ExportError: Ray is not installed.
         """
+        spool = folder / _SPOOL
+        workers = self._workers(here, open_near, open_far, spool)
+        try:
+            yield workers
+        finally:
+            workers.close()
+        shutil.rmtree(spool, ignore_errors=True)
+
+    def _workers(
+        self, here: Measure, open_near: Callable[[], Measure], open_far: Callable[[], Measure], spool: Path
+    ) -> Workers:
         if self.ray is not None:
             return Cluster(self.ray, open_far, self.cpus, self.gpus)
         if self.workers < 1:
