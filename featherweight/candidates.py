@@ -16,7 +16,7 @@ from featherweight.job import MARGIN, Job, Result, file_floor
 from featherweight.portable import assemble
 from featherweight.running import run
 from featherweight.scoring import evaluate
-from featherweight.search import MIXES, SHORT, UNIFORM, Strength, Trial, mixed, search
+from featherweight.search import MIXES, ROOM, SHORT, UNIFORM, Strength, Trial, mixed, search
 from featherweight.technique import Context, Recipe
 from featherweight.techniques import FoldBatchNorm, QuantizeStatic
 
@@ -27,7 +27,6 @@ _SPARED = 4  # times shorter than the whole a training must be to be worth tryin
 _CORRECTIONS = 6  # of the seconds of one mix
 _RUNGS = (SHORT, 4, 1)
 _FULL = 0.96  # of a limited size: a file that leaves more is made larger where trainings are quick
-_ROOM = 1.005
 
 
 class Candidates:
@@ -56,7 +55,7 @@ class Candidates:
             self.costs["memory"] = float(measuring.peak_bytes(self.whole, job.data))
         context = Context(data=job.data, device=job.request.device, seed=job.request.seed, report=job.progress)
         folded, edits = run(FoldBatchNorm(), job.model, context)
-        self.floor = float(file_floor(folded.cpu(), edits, job.graph_of(folded, edits)))
+        self.costs["floor"] = float(file_floor(folded.cpu(), edits, job.graph_of(folded, edits)))
         self.best: str | None = None
         self.priced: dict[Recipe, dict[str, float]] = {}  # by untrained recipe
         if "latency" in self.costs:
@@ -72,7 +71,7 @@ class Candidates:
 
     def recipe(self, strength: Strength, mix: str, trains: bool = True) -> Recipe:
         """Return the recipe of a strength and mix."""
-        return mixed(strength, mix, self.tables, self.costs, self.floor, trains)
+        return mixed(strength, mix, self.tables, self.costs, trains)
 
     def cheap(self, strength: Strength) -> dict[str, float]:
         """Return the costs of the untrained candidate."""
@@ -165,7 +164,7 @@ class Candidates:
                 told = {}
                 for name, own in running.items():
                     told[name], result = self._heal(own.shorter(times), name, steps)
-                    running[name] = own.sized(self._over(result, fills=len(rungs) > 1))
+                    running[name] = self._resized(own, result, fills=len(rungs) > 1)
                 better = sorted(told, key=told.__getitem__)[: math.ceil(len(told) / 2)]
                 running = {name: running[name] for name in better}
             self.best = next(iter(running))
@@ -234,15 +233,18 @@ class Candidates:
         job.progress(f"mix {name}: {found:.4f} nats from the original after {trained}", 1.0)
         return found, result
 
-    def _over(self, result: Result, fills: bool) -> float:
-        """How many times too large a candidate's file is, with room for what further training changes; 1 where it fits.
+    def _resized(self, strength: Strength, result: Result, fills: bool) -> Strength:
+        """The strength itself where the candidate's file fits, else the one at which it would.
 
         Args:
+            strength: of the candidate.
             result: the candidate.
-            fills: whether one that leaves much of the limit counts as too small.
+            fills: whether a file that leaves much of the limit is made larger.
         """
         limit = self.budget.limit("size")
         if limit is None:
-            return 1.0
-        over = self.job.size(result) / limit.allowed(self.job.before.size_bytes)
-        return 1.0 if over <= 1 and not (fills and over < _FULL) else _ROOM * over
+            return strength
+        size, allowed = self.job.size(result), limit.allowed(self.job.before.size_bytes)
+        if size <= allowed and not (fills and size < _FULL * allowed):
+            return strength
+        return strength.resized(size, ROOM * allowed, self.costs)

@@ -32,6 +32,8 @@ MIXES: dict[str, dict[str, float]] = {
 }
 SHORT = 16
 """How many times shorter than a trial the first trainings are that compare mixes, and that a mild trial makes do with."""
+ROOM = 0.995
+"""Of a limited size, what a file is resized to; further training changes it a little."""
 UNIFORM = "uniform"
 """No allocation: one density by LAMP, and one width."""
 _SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.16, 0.1, 0.06, 0.03)
@@ -39,7 +41,7 @@ _SURVIVOR_BITS = 2.8  # entropy of a non-zero code of 4 bits, about
 _GROW = 2.0
 _TIE = 1.002
 _CLOSE = 1.08  # stop when the factors that hold and fail are this near
-_TIGHTEN = 1.02
+_TIGHTEN = 1.01
 _MILDEST = 4.0
 _CORRECTIONS = 24
 _AIM = 0.94  # of the seconds allowed, that the tables may add up to: additions are a few percent off
@@ -75,9 +77,21 @@ class Strength:
         """Return a strength with so many times less training, at least an epoch."""
         return replace(self, epochs=max(1, self.epochs // times))
 
-    def sized(self, over: float) -> Strength:
-        """Return a strength whose file is smaller by what it was over the limit, or larger by what it left; 1 is at the limit."""
-        return replace(self, factor=round(max(_MILDEST, self.factor * over), 2))
+    def resized(self, size: float, allowed: float, original: dict[str, float]) -> Strength:
+        """Return the strength at which a file has the bytes allowed: what it has above the floor grows or shrinks in proportion.
+
+        Args:
+            size: bytes of its file at this strength.
+            allowed: that it is to have.
+            original: as of `mixed`.
+        """
+        floor = original.get("floor", 0.0)
+        wanted, above = original["size"] / self.factor - floor, size - floor
+        if min(wanted, above, allowed - floor) > 0:
+            factor = original["size"] / (wanted * (allowed - floor) / above + floor)
+        else:
+            factor = self.factor * size / allowed
+        return replace(self, factor=round(max(_MILDEST, factor), 2))
 
     def faster(self, measured: float, allowed: float) -> Strength:
         """Return the strength as it is where a candidate's seconds keep the limit, else with fewer of the tables' by as much.
@@ -90,21 +104,18 @@ class Strength:
         return self if over <= 1 else replace(self, seconds=self.seconds * _AIM / over)
 
 
-def mixed(
-    strength: Strength, mix: str, tables: Tables, original: dict[str, float], floor: float, trains: bool
-) -> Recipe:
+def mixed(strength: Strength, mix: str, tables: Tables, original: dict[str, float], trains: bool) -> Recipe:
     """Return the recipe of a strength and mix.
 
     Args:
         strength: how small.
         mix: of `MIXES`, or `UNIFORM`.
         tables: of the model with its batch norms folded.
-        original: `size`, `params` and `macs` of the original.
-        floor: bytes of a file whose weights have no information.
+        original: `size`, `params` and `macs` of the original, and `floor`, bytes of a file whose weights have no information.
         trains: False leaves every training out: what the file would weigh, without the wait.
     """
     healing = strength.healing if trains else Healing(0, 0)
-    wanted = original["size"] / strength.factor - floor
+    wanted = original["size"] / strength.factor - original["floor"]
     if mix == UNIFORM:
         return _uniform(wanted, sum(row.treatments[0].params for row in tables.rows), healing)
     offered = tables.scaled(MIXES[mix])
@@ -233,7 +244,7 @@ def search(
     start, drop, size = first_strength(budget, original, cheap, epochs), budget.limit("drop"), budget.limit("size")
     made: list[Trial] = []
     allowed = size.allowed(original["size"]) if size is not None else math.inf
-    for strength in _strengths(start, made, drop is not None, allowed):
+    for strength in _strengths(start, made, drop is not None, allowed, original):
         made.append(full(strength))
         if len(made) >= trials:
             break
@@ -260,7 +271,7 @@ def first_strength(budget: Budget, original: dict[str, float], cheap: Cheap, epo
         start = replace(start, factor=round(max(_MILDEST, original["size"] / allowed["size"]), 2))
     elif drop is not None and not start.static:
         start = replace(start, factor=8.0)
-    return _corrected(start, allowed, cheap) if allowed else start
+    return _corrected(start, allowed, cheap, original) if allowed else start
 
 
 def _merit(trial: Trial, smaller: bool) -> tuple[float, ...]:
@@ -271,7 +282,9 @@ def _merit(trial: Trial, smaller: bool) -> tuple[float, ...]:
     return (1.0, score) if trial.fits else (0.0, -float(trial.size_bytes))
 
 
-def _strengths(start: Strength, made: list[Trial], limits_drop: bool, allowed: float) -> Iterator[Strength]:
+def _strengths(
+    start: Strength, made: list[Trial], limits_drop: bool, allowed: float, original: dict[str, float]
+) -> Iterator[Strength]:
     """Yield the strength to try next, judging by the last trial in `made`.
 
     A file that is too large is tightened by what it was over. One that holds is made smaller, if the drop has a limit, until
@@ -287,7 +300,7 @@ def _strengths(start: Strength, made: list[Trial], limits_drop: bool, allowed: f
         if not last.fits:
             if last.size_bytes <= allowed:  # it is too slow, as fast as can be
                 return
-            factor *= max(_TIGHTEN, _TIGHTEN * last.size_bytes / allowed)
+            factor = max(_TIGHTEN * factor, last.strength.resized(last.size_bytes, ROOM * allowed, original).factor)
             if factor >= failed:
                 return
         elif last.good:
@@ -326,18 +339,20 @@ def _largest_share(budget: Budget, original: dict[str, float], cheap: Cheap, epo
     return replace(start, share=_SHARES[low])
 
 
-def _corrected(start: Strength, allowed: dict[str, float], cheap: Cheap) -> Strength:
+def _corrected(start: Strength, allowed: dict[str, float], cheap: Cheap, original: dict[str, float]) -> Strength:
     """The mildest strength whose untrained candidate is small and fast enough; the strongest tried when none is."""
-    strength, factor = start, start.factor
+    strength = start
     before: dict[str, float] = {}
     for _ in range(_CORRECTIONS):
-        strength = replace(strength, factor=round(factor, 2))
         costs = cheap(strength)
         over = costs["size"] / allowed["size"] if "size" in allowed else 0.0
         faster = strength.faster(costs["latency"], allowed["latency"]) if "latency" in allowed else strength
         if over <= 1 and (faster == strength or costs == before):  # nothing is left that would be faster
             return strength
         if over > 1:
-            factor *= min(2.0, max(1.05, over))
+            factor = strength.resized(costs["size"], allowed["size"], original).factor
+            faster = replace(
+                faster, factor=round(min(_GROW * strength.factor, max(_TIGHTEN * strength.factor, factor)), 2)
+            )
         strength, before = faster, costs
     return strength

@@ -53,6 +53,25 @@ class World:
         return search(self.budget, ORIGINAL, self.cheap, self.full, epochs, trials)
 
 
+@pytest.mark.parametrize("allowed", [3000.0, 3900.0, 4300.0, 6000.0])
+def test_a_strength_is_resized_by_what_its_file_has_above_the_floor(allowed):
+    """The codes of a file take 1.5 times what the tables say; the graph, 1,100 bytes, is as large at any strength."""
+    original = {"size": 400_000.0, "floor": 1100.0}
+
+    def size(strength):
+        return 1100 + 1.5 * (original["size"] / strength.factor - 1100)
+
+    first = Strength(1.0, 120.0, 4, False)
+    assert size(first.resized(size(first), allowed, original)) == pytest.approx(allowed, rel=1e-3)
+
+
+def test_a_resized_strength_is_never_milder_than_the_mildest_and_follows_the_whole_file_below_the_floor():
+    first = Strength(1.0, 100.0, 4, False)
+    assert first.resized(1000.0, 100_000.0, ORIGINAL).factor == 4.0
+    tiny = {**ORIGINAL, "floor": 5000.0}  # more than the 4,000 bytes that the strength asks for
+    assert first.resized(6000.0, 3000.0, tiny).factor == 200.0
+
+
 def test_the_smallest_that_holds_is_picked():
     made = World("size<=5%, drop<=0.5pt", edge=50.0).search()
     best = made[-1]
@@ -172,8 +191,8 @@ SECONDS = (((1.0,), (1.0,)), ((2.0, 1.0),))
 
 def mix(factor, mix="even", share=1.0, static=False, trains=True, tables=TABLES, seconds=math.inf):
     strength = Strength(share, factor, 6, static, seconds=seconds)
-    original = {"size": 80_000.0, "params": 20_000.0, "macs": 20_000.0}
-    return mixed(strength, mix, tables, original, 100.0, trains).steps
+    original = {"size": 80_000.0, "params": 20_000.0, "macs": 20_000.0, "floor": 100.0}
+    return mixed(strength, mix, tables, original, trains).steps
 
 
 def kinds(steps):
