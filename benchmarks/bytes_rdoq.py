@@ -4,10 +4,10 @@
 
 Needs the extras `bench` and `speed`. ResNet-56 and VGG-19 on CIFAR-10 (JPEG copy), MiniLM on SST-2; nothing is trained, no
 label is read before scores are. The coarsest setting of a way that keeps an accuracy is found by halving, and then among all
-that were measured and the four to either side of it; on MiniLM, which 692 sentences score, steps are twice as dense and twelve
-to either side count. Since accuracies are noisy, that of a setting is read off the rising curve
-that comes nearest to all of its way (isotonic regression: Barlow et al., 1972). Bytes are those of the streams of all quantized
-tensors, scales included. Nearest codes have a step in proportion to each tensor's root mean square, and our coder. After ours the
+that were measured and the four to either side of it; on MiniLM, which 692 sentences score, our steps are twice as dense and twelve
+to either side count. Since accuracies are noisy, that of a setting is read off the rising curve that comes nearest to all of its
+way (isotonic regression: Barlow et al., 1972). Bytes are those of the streams of all quantized tensors, scales included. Nearest
+codes have a step in proportion to each tensor's root mean square, and our coder. After ours the
 statistics of batch norms are moved by what the same calibration batches say; ours compensates no errors, compensated does.
 nncodec has its own quantizer, dependent quantization on as by default, the same `qp` for all tensors as by default, and its own
 coder; its headers do not count. What counts of each way is its smallest bytes within half a point of the original on validation
@@ -57,7 +57,7 @@ STEPS = (0.14, 0.17, 0.2, 0.24, 0.28, 0.33, 0.4, 0.45, 0.5, 0.55, 0.6, 0.66, 0.7
 STEPS += (1.4, 1.55, 1.7, 1.85, 2.0, 2.2, 2.4, 2.6, 2.8, 3.1, 3.4)
 QUANTIZERS = tuple(range(-36, -11, 1))
 AROUND = 4  # settings that are tried to either side of the one that halving finds
-DENSE = ("minilm",)  # whose few sentences tell neighbours apart by chance: steps between as well, and 12 to either side
+DENSE = ("minilm",)  # few sentences tell neighbours apart by chance: our steps between as well, and 12 to either side
 LOSS, APART = 0.5, 0.1  # points of validation accuracy
 Cell = dict[str, Any]
 
@@ -117,7 +117,7 @@ class Bench:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(labels[middle]) else (low, middle)
-        around = 3 * AROUND if self.name in DENSE else AROUND
+        around = 3 * AROUND if self.name in DENSE and way != "nncodec" else AROUND
         for label in labels[max(0, low - around) : low + around + 1]:
             self.cell(label, made[label])
         return next((label for label, value in self.curve(way) if value >= floor), None)
@@ -134,8 +134,8 @@ class Bench:
             for quantizer in QUANTIZERS:
                 yield f"nncodec qp {quantizer}", lambda quantizer=quantizer: self._by_peer(quantizer)
             return
-        between = [round((low * high) ** 0.5, 3) for low, high in itertools.pairwise(STEPS)] if self.name in DENSE else []
-        for step in sorted([*STEPS, *between]):
+        between = [round((low * high) ** 0.5, 3) for low, high in itertools.pairwise(STEPS)]
+        for step in sorted([*STEPS, *between]) if self.name in DENSE else STEPS:
             recipe = self.recipe(way, step)
             yield f"{way} {step:g}", lambda recipe=recipe: self._by_us(recipe)
 
