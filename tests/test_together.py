@@ -158,7 +158,7 @@ def test_processes_that_cannot_train_together_are_refused(place, monkeypatch):
 def test_what_they_would_do_several_times_is_refused(place, clusters, tmp_path):
     calls = {
         "search": lambda: explore(clusters, "size<=50%", tmp_path),
-        "compare": lambda: compare(clusters, ["digits"], ["size<=50%"], out=tmp_path),
+        "compare": lambda: compare(clusters, ["bits"], ["2x"], out=tmp_path),
         "plan": lambda: plan(clusters.model, clusters.data, "size<=50%"),
     }
     for name, call in calls.items():

@@ -80,12 +80,12 @@ def told(make: Callable[[], Made], follow: Callable[[Any], object] = lambda orde
         try:
             made = make()
         except FeatherweightError as error:
-            _heard("error", error)
+            _passed_on("error", error)
             raise
-        _heard("made", made)
+        _passed_on("made", made)
         return made
     while True:
-        kind, value = _heard()
+        kind, value = _passed_on()
         if kind == "made":
             return value  # type: ignore[no-any-return]
         if kind == "error":
@@ -99,7 +99,7 @@ def told(make: Callable[[], Made], follow: Callable[[Any], object] = lambda orde
 def ask(order: object) -> None:
     """Have the other processes, which wait in `told`, do with the first one what comes next, from its random numbers on."""
     if processes() > 1 and first():
-        _heard("order", (order, torch.get_rng_state()))
+        _passed_on("order", (order, torch.get_rng_state()))
 
 
 def even(tensors: Iterable[Tensor]) -> None:
@@ -215,8 +215,8 @@ def _items(value: Any) -> list[Any]:
     return list(value) if isinstance(value, tuple) else [value]
 
 
-def _heard(*said: object) -> Any:
-    """What the first process says, in all."""
+def _passed_on(*said: object) -> Any:
+    """What the first process hands in, in all; the others hand in nothing."""
     _join()
     box: list[Any] = [said]
     dist.broadcast_object_list(box, 0)

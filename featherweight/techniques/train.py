@@ -75,7 +75,8 @@ def fit(
     """Train the model in place on `context.data.train`, with the context's teacher, and keep the best epoch.
 
     Quantized layers are thawed for it and frozen again. Zeros of the tensors in `context.sparse` stay zero. What is out of
-    the context's scope keeps its values, statistics included.
+    the context's scope keeps its values, statistics included. Where several processes train together, each computes its share of
+    every batch, and all end with the same bits.
 
     Args:
         model: a plain model, changed in place.
@@ -228,9 +229,10 @@ class _Loop:
                     group["lr"] = rate * factor
                 self._apply_masks()
                 loss = share(inputs, target, done)
-                if not bool(torch.isfinite(together.mean(loss))):
+                whole = together.mean(loss)
+                if not bool(torch.isfinite(whole)):
                     raise ModelError(
-                        f"the loss became {loss.item()} at epoch {self.epoch + 1}, batch {index}: "
+                        f"the loss became {whole.item()} at epoch {self.epoch + 1}, batch {index}: "
                         f"lower the learning rate (now {self.training.learning_rate}) or check the training targets"
                     )
                 self.optimizer.zero_grad(set_to_none=True)
