@@ -91,6 +91,9 @@ class Artifact:
     report: Any = None
     _session: Session | None = field(default=None, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_session": None}  # which no other process could use
+
     def run(self, inputs: Any, threads: int = 1) -> list[np.ndarray[Any, Any]]:
         """Return the model's outputs on ONNX Runtime.
 

@@ -22,6 +22,7 @@ from featherweight.spaces import DefaultSpace, Space, families
 from featherweight.study import Plan, Standing, Study, stand
 from featherweight.tasks import find_task
 from featherweight.technique import Recipe
+from featherweight.techniques import together
 from featherweight.trials import Bench, without
 from featherweight.workers.hiring import THIS_PROCESS, Crew
 
@@ -90,6 +91,7 @@ def explore(
     """
     how, folder = settings if settings is not None else Search(), Path(out)
     wanted = Budget.parse(budget) if isinstance(budget, str) else budget
+    together.refuse("search", "its workers= trains several trials at once")
     find_device(how.device)
     found_before = (folder / JOURNAL).exists()
     if resume != found_before:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from featherweight.preflight import Request, check, open_workspace
 from featherweight.running import run
 from featherweight.scoring import Score, evaluate
 from featherweight.technique import Context, Recipe, Stage, Technique, Untouched
-from featherweight.techniques import FoldBatchNorm
+from featherweight.techniques import FoldBatchNorm, together
 
 Progress = Callable[[str, float], None]
 MARGIN = 2.0  # standard errors: the pick of several trials looks better on validation than it is
@@ -108,9 +109,14 @@ class Job:
         """
         complete_data, notes = complete(data)
         check(model, complete_data)
-        temporary = None if request.out is not None else tempfile.TemporaryDirectory()
-        workspace = Path(temporary.name) if temporary is not None else request.workspace
-        open_workspace(workspace, request)
+        temporary = tempfile.TemporaryDirectory() if request.out is None and together.first() else None
+
+        def opened() -> Path:
+            folder = Path(temporary.name) if temporary is not None else request.workspace
+            open_workspace(folder, request)
+            return folder
+
+        workspace = together.told(opened)
         try:
             table = LatencyTable(request.latency_table or workspace / "latency.json", request.runtime)
             progress("measuring the original", 0.0)
@@ -171,7 +177,7 @@ class Job:
         return len(package(result.model, result.edits, facts, result.graph).to_bytes()) + _DIGITS
 
     def execute(self, recipe: Recipe, by_user: bool, measure: bool = True, steps: int | None = None) -> Result:
-        """Carry out a recipe step by step on a private copy, from checkpoints where there are any.
+        """Carry out a recipe step by step on a private copy, from checkpoints where there are any, in all processes together.
 
         Args:
             recipe: what to do.
@@ -184,6 +190,7 @@ class Job:
         """
         if measure and recipe in self.measured:
             return self.measured[recipe]
+        together.ask((recipe, by_user, measure, steps))
         data, workspace = self.data, self.workspace
         if steps is not None and data.train is not None:
             data, workspace = replace(data, train=Shortened(data.train, steps)), workspace / f"first-{steps}"
@@ -199,7 +206,8 @@ class Job:
         edits: list[Edit] = []
         graph = self.original
         score = self.score
-        rows = [self._row("original", model, graph, edits, 0.0, "", score)] if measure else []
+        row = partial(self._row, "original", model, graph, edits, 0.0, "", score)
+        rows = [together.told(row)] if measure else []
         head = () if measure else _head(recipe)  # a model that is measured is measured after every step
         known_cut = self.cuts.get(head)
         if known_cut is not None:
@@ -212,6 +220,7 @@ class Job:
             known = len(context.untouched)
             context.step, context.position = str(step), position
             model, done = run(step, model, context)
+            together.same(f"what {step} did", to_json(done))
             edits += done
             note = "" if done else "found nothing to do"
             if by_user and not done:
@@ -220,7 +229,7 @@ class Job:
                 seconds, plain = time.perf_counter() - begin, copy.deepcopy(model).cpu()
                 if done:
                     graph, score = self.graph_of(plain, edits), evaluate(plain, self.data, "validate")
-                rows.append(self._row(str(step), plain, graph, edits, seconds, note, score))
+                rows.append(together.told(partial(self._row, str(step), plain, graph, edits, seconds, note, score)))
             if position + 1 == len(head):
                 self._hold(head, Cut(model, list(edits), list(context.untouched), set(context.sparse)))
         result = Result(recipe, model.cpu(), edits, context.untouched, rows, self.graph_of, score if measure else None)

@@ -17,6 +17,7 @@ from featherweight.latency import DEFAULT
 from featherweight.preflight import Request, find_clocked, find_device, writable
 from featherweight.proof import prove
 from featherweight.technique import Recipe, Technique
+from featherweight.techniques import together
 
 
 def compress(
@@ -83,13 +84,18 @@ def compress(
         latency_table=Path(latency_table) if latency_table is not None else None,
         runtime=find_clocked(runtime),
     )
-    job = Job.start(model, data, teacher, request, progress)
-    made = [] if recipe is not None else Candidates(job).search()
-    chosen = recipe if recipe is not None else made[-1].recipe
-    result = job.execute(chosen if isinstance(chosen, Recipe) else Recipe((chosen,)), by_user=recipe is not None)
-    artifact = prove(job, result, [trial.to_dict() for trial in made], name, command)
-    artifact.report.seconds = time.perf_counter() - begin
-    job.tidy()
+    job = Job.start(model, data, teacher, request, progress if together.first() else lambda message, done: None)
+
+    def proven() -> Artifact:
+        made = [] if recipe is not None else Candidates(job).search()
+        chosen = recipe if recipe is not None else made[-1].recipe
+        result = job.execute(chosen if isinstance(chosen, Recipe) else Recipe((chosen,)), by_user=recipe is not None)
+        artifact = prove(job, result, [trial.to_dict() for trial in made], name, command)
+        artifact.report.seconds = time.perf_counter() - begin
+        job.tidy()
+        return artifact
+
+    artifact = together.told(proven, follow=lambda order: job.execute(*order))
     if strict and not artifact.report.verdict["met"]:
         raise BudgetError(f"the budget {request.budget} was missed: {artifact.report.verdict['text']}", artifact)
     return artifact

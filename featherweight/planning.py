@@ -17,6 +17,7 @@ from featherweight.job import Job, Progress
 from featherweight.preflight import Request, find_device
 from featherweight.search import MIXES, first_strength
 from featherweight.technique import Context
+from featherweight.techniques import together
 from featherweight.techniques.train import Training, fit
 
 _BATCHES = 3  # that the time of an epoch is taken from
@@ -53,6 +54,7 @@ def plan(
         DataError, ModelError, RecipeError: as of `compress`.
     """
     wanted = Budget.parse(budget) if isinstance(budget, str) else budget
+    together.refuse("plan", "it trains nothing, so start it alone")
     request = Request(wanted, None, trials, seed, find_device(device), None, False, None)
     job = Job.start(model, data, None, request, progress)
     try:

@@ -21,6 +21,7 @@ from featherweight.modes import evaluating
 from featherweight.runtimes import RUNTIMES, find_runtime
 from featherweight.scoring import loss_function, score_function
 from featherweight.technique import Technique
+from featherweight.techniques import together
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,13 @@ def check(model: nn.Module, data: Data) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """Return a device by name, tried with one small tensor.
+    """Return a device by name, this process's own where several train together, tried with one small tensor.
 
     Raises:
         ModelError: it is not there.
     """
     try:
-        device = torch.device(name)
+        device = together.own(torch.device(name))
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(

@@ -47,6 +47,7 @@ def compress(
     from featherweight.pipeline import compress as compress_model
     from featherweight.preflight import find_clocked, find_device, writable
     from featherweight.recipe_files import load_recipe
+    from featherweight.techniques import together
 
     limits = Budget.parse(budget)  # first what is refused in a moment: a built-in task may train for minutes
     steps = load_recipe(recipe) if recipe is not None else None
@@ -58,7 +59,7 @@ def compress(
 
         writable(report, "report.html")
         check_available()
-    with loaded(task, as_json) as (found, progress):
+    with loaded(task, as_json or not together.first()) as (found, progress):
         artifact = compress_model(
             found.model,
             found.data,
@@ -76,6 +77,8 @@ def compress(
             command=shlex.join(["featherweight", *sys.argv[1:]]),
             progress=progress,
         )
+    if not together.first():
+        raise typer.Exit(0)
     made = artifact.report
     if report is not None:
         write_html(made, report)

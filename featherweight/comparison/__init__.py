@@ -26,6 +26,7 @@ from featherweight.errors import ArtifactError, FeatherweightError, RecipeError
 from featherweight.preflight import find_device
 from featherweight.report.compared import Comparison
 from featherweight.report.compared_page import write_comparison
+from featherweight.techniques import together
 from featherweight.techniques.importance import digest
 from featherweight.trials import Assignment
 from featherweight.workers import Result
@@ -93,6 +94,7 @@ def compare(
         raise RecipeError(
             f"compare: seeds={seeds}, epochs={epochs} must be at least 1, and tries={tries} 1 to {len(RATES)}"
         )
+    together.refuse("compare", "its workers= carries out several cells at once")
     find_device(device)
     folder = Path(out)
     label = name or (task if isinstance(task, str) else getattr(task, "name", "") or getattr(task, "__name__", "task"))

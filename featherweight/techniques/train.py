@@ -24,6 +24,7 @@ from featherweight.errors import ModelError
 from featherweight.layers import QuantizedLayer
 from featherweight.scoring import evaluate
 from featherweight.technique import Context
+from featherweight.techniques import together
 from featherweight.techniques.checkpoints import named, restored, save
 from featherweight.techniques.guidance import Guidance, Lesson
 from featherweight.techniques.seeding import reseeded, seeded
@@ -74,7 +75,8 @@ def fit(
     """Train the model in place on `context.data.train`, with the context's teacher, and keep the best epoch.
 
     Quantized layers are thawed for it and frozen again. Zeros of the tensors in `context.sparse` stay zero. What is out of
-    the context's scope keeps its values, statistics included.
+    the context's scope keeps its values, statistics included. Where several processes train together, each computes its share of
+    every batch, and all end with the same bits.
 
     Args:
         model: a plain model, changed in place.
@@ -180,14 +182,18 @@ class _Loop:
         self.best_score = -math.inf
         self.best: dict[str, Tensor] = {}
         self.steps = _steps_per_epoch(context)
-        self.path = _checkpoint(model, context, (training, guidance, hooks.schedule is not None, settle, dropout))
+        how = (training, guidance, hooks.schedule is not None, settle, dropout)
+        self.path = together.told(lambda: _checkpoint(model, context, how))
 
     def run(self) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
         if not self.parameters:
             self.context.leave("the model", "no parameter in scope can be trained")
             return
-        if not self._restore() and self.schedule is None:
+        resumed = self._restore()
+        loss = together.divided(self.lesson.loss, self.model, self.companions.values(), self.context.draw)
+        together.even([*named_tensors(self.model).values(), *self.masks.values(), *self.memory.values()])
+        if not resumed and self.schedule is None:
             self._consider()
         label = self.context.step or "training"
         while self.epoch < self.training.epochs:
@@ -196,7 +202,7 @@ class _Loop:
             self.context.report(
                 f"{label}: epoch {self.epoch + 1}/{self.training.epochs}", self.epoch / self.training.epochs
             )
-            ready = self._train_epoch()
+            ready = self._train_epoch(loss)
             self.epoch += 1
             if ready or self.epoch == self.training.epochs:
                 self._consider()
@@ -204,8 +210,9 @@ class _Loop:
         if self.best:
             self._load(self.best)
         self._apply_masks()
+        together.even(named_tensors(self.model).values())
 
-    def _train_epoch(self) -> bool:
+    def _train_epoch(self, share: together.Loss) -> bool:
         self.model.train()
         for module in [*self.still, *(self.settled if self.epoch >= self.settling else ())]:
             module.training = False
@@ -221,10 +228,11 @@ class _Loop:
                 for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                     group["lr"] = rate * factor
                 self._apply_masks()
-                loss = self.lesson.loss(inputs, target, done)
-                if not bool(torch.isfinite(loss)):
+                loss = share(inputs, target, done)
+                whole = together.mean(loss)
+                if not bool(torch.isfinite(whole)):
                     raise ModelError(
-                        f"the loss became {loss.item()} at epoch {self.epoch + 1}, batch {index}: "
+                        f"the loss became {whole.item()} at epoch {self.epoch + 1}, batch {index}: "
                         f"lower the learning rate (now {self.training.learning_rate}) or check the training targets"
                     )
                 self.optimizer.zero_grad(set_to_none=True)
@@ -233,6 +241,7 @@ class _Loop:
                     self.after_backward(self.parameters)
                 self.optimizer.step()
         self._apply_masks()
+        together.agree(self.settled)
         return ready
 
     def _apply_masks(self) -> None:
@@ -244,7 +253,7 @@ class _Loop:
     def _consider(self) -> None:
         if not self.best and self.epoch == self.training.epochs:
             return  # the only candidate, which no score need tell from others
-        score = evaluate(self.model, self.context.data, "validate", self.context.device)
+        score = together.told(lambda: evaluate(self.model, self.context.data, "validate", self.context.device))
         value = score.value if score.higher_is_better else -score.value
         self.waited += 1
         if value > self.best_score or not self.best:
@@ -258,7 +267,7 @@ class _Loop:
                 tensors[name].copy_(value)
 
     def _save(self) -> None:
-        if self.path is None:
+        if self.path is None or not together.first():
             return
         trained = self.parameters | self.companions
         moments = {
@@ -311,6 +320,7 @@ def _checkpoint(model: nn.Module, context: Context, how: tuple[object, ...]) -> 
         context.scope,
         sorted(context.sparse),
         *how,
+        *([together.processes()] if together.processes() > 1 else []),  # whose sums differ in the last digits
     )
     with seeded(0), reseeded(context.data.train, 0):
         first = next(iter(context.data.train or ()), None)
