@@ -85,7 +85,8 @@ def ours(name: str, model: nn.Module, data: Data, inputs: Tensor) -> list[Delive
     """Return what `auto` has to choose from, timed: forms on runtimes that agree with the original, the fastest first."""
     small, folder = int8(name, model, data), cache() / NAME / name / str(len(inputs))
     wanted, made = expected_outputs(model, inputs), []
-    for form, source, names in (("int8", small, [key for key in RUNTIMES if key != "torch"]), ("float", model, FLOAT)):
+    every = [key for key, runtime in RUNTIMES.items() if runtime.auto and key != "torch"]
+    for form, source, names in (("int8", small, every), ("float", model, FLOAT)):
         whole = subject(source, data)
         whole = Subject(whole.onnx, inputs, whole.program)
         expected = expected_outputs(source, inputs)

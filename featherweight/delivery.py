@@ -203,9 +203,9 @@ def first_sample(inputs: Inputs) -> Inputs:
 
 
 def candidates(subject: Subject) -> list[str]:
-    """Return the names of the runtimes that `auto` tries: installed, and able to start from what is at hand."""
+    """Return the names of the runtimes that `auto` tries: installed, quick to export to, and able to start from what is at hand."""
     return [
         name
         for name, runtime in RUNTIMES.items()
-        if installed(runtime) and (subject.program is not None or not runtime.from_module)
+        if runtime.auto and installed(runtime) and (subject.program is not None or not runtime.from_module)
     ]

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch._inductor
 import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import nn
@@ -13,14 +14,15 @@ from featherweight.agreement import compare, diverging, expected_outputs
 from featherweight.delivery import candidates, deliver, deliveries, first_sample, subject, timed
 from featherweight.errors import DataError, ExportError
 from featherweight.integer_graph import layers
-from featherweight.runtimes import RUNTIMES, Subject, find_runtime, installed
+from featherweight.runtimes import FORMATS, RUNTIMES, Subject, find_runtime, inductor, installed
 from featherweight.runtimes.onnxruntime import Session, audit
 from featherweight.techniques import QuantizeStatic
 
 NAMES = [
     pytest.param(name, marks=pytest.mark.skipif(not installed(runtime), reason=f"{runtime.package} is not installed"))
     for name, runtime in RUNTIMES.items()
-    if name != "onnxruntime_dynamic"  # for LSTMs alone, see test_recurrent_integers.py
+    # one is for LSTMs alone, see test_recurrent_integers.py, the other is compiled once for all of its tests, below
+    if name not in ("onnxruntime_dynamic", "inductor")
 ]
 
 
@@ -188,3 +190,93 @@ def test_a_missing_package_has_its_pip_line(monkeypatch, residual, tmp_path):
 
 def test_layers_are_named_by_their_paths(sequences):
     assert layers(onnx.load_model_from_string(sequences[1].onnx)) == {"up": True, "down": True}
+
+
+class Pair(nn.Module):
+    """Two inputs by name, a layer for each, and a product of the two."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(8, 16), nn.Linear(6, 16)
+
+    def forward(self, first, second):
+        return self.left(first) * torch.relu(self.right(second))
+
+
+@pytest.fixture(scope="module")
+def compiled(residual, tmp_path_factory):
+    model, whole, batch, expected = residual
+    return deliver(whole, "inductor", tmp_path_factory.mktemp("inductor"), batch, expected, model)
+
+
+@pytest.fixture(scope="module")
+def compiled_pair(tmp_path_factory):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, inputs = Pair().eval(), {"first": torch.randn(5, 8), "second": torch.randn(5, 6)}
+    whole, expected = subject(model, Data(example=inputs)), expected_outputs(model, inputs)
+    return deliver(whole, "inductor", tmp_path_factory.mktemp("pair"), inputs, expected, model), inputs, expected
+
+
+def test_inductor_computes_integers_for_any_batch(residual, compiled):
+    _, _, batch, expected = residual
+    assert compiled.agreement.sqnr_db > 30
+    for size in (1, 3):
+        compare([value[:size] for value in expected], compiled.program.run(batch[:size]))
+    assert {row["path"]: row["runs"] for row in compiled.layers} == dict.fromkeys(
+        ("stem", "first", "second", "last", "linear"), "int8"
+    )
+    assert compiled.missed() == []
+
+
+def test_inductor_computes_float_layers_with_floats_and_takes_inputs_by_name(compiled_pair):
+    made, inputs, expected = compiled_pair
+    assert made.agreement.sqnr_db > 80
+    assert {row["path"]: row["runs"] for row in made.layers} == {"left": "float32", "right": "float32"}
+    compare([value[:1] for value in expected], made.program.run({name: value[:1] for name, value in inputs.items()}))
+
+
+def test_inductor_refuses_inputs_that_its_code_would_misread(residual, compiled, compiled_pair):
+    batch = residual[2]
+    for wrong in (batch[:, :2], batch[0], batch.double(), (batch, batch)):
+        with pytest.raises(DataError, match=r"takes float32\[\w+, 3, 12, 12\] and was given float"):
+            compiled.program.run(wrong)
+    made, inputs, _ = compiled_pair
+    with pytest.raises(DataError, match=r"float32\[5, 8\], float32\[4, 6\]"):
+        made.program.run({**inputs, "second": inputs["second"][:4]})
+
+
+def test_inductor_without_a_compiler_says_so(residual, tmp_path):
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(ExportError, match=r"needs a C\+\+ compiler, and there is none: install g\+\+"),
+    ):
+        RUNTIMES["inductor"].export(residual[1], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_inductor_does_not_take_what_it_has_not_written(residual, tmp_path):
+    with pytest.raises(ExportError, match=r"TorchInductor cannot load .*model\.pt2"):
+        RUNTIMES["inductor"].load(RUNTIMES["torch"].export(residual[1], tmp_path))
+    with pytest.raises(ExportError, match="starts from the PyTorch module"):
+        RUNTIMES["inductor"].export(Subject(residual[1].onnx, residual[2]), tmp_path)
+
+
+def test_auto_does_not_wait_for_a_compiler(residual):
+    assert FORMATS["inductor"] == "inductor"
+    assert "inductor" not in candidates(residual[1])
+    assert "torch" in candidates(residual[1])
+
+
+def test_inductor_claims_only_what_its_code_says():
+    source = """
+    constants_info_[0].name = "block_layer_bias";
+    constants_info_[0].original_fqn = "block.layer.bias";
+    constants_info_[1].name = "_frozen_param0";
+    constants_info_[1].original_fqn = "_frozen_param0";
+    aoti_torch_cpu__qconv_pointwise_tensor(buf0, block_layer_bias, &buf1);
+    aoti_torch_cpu_addmm_out(buf2, _frozen_param0, buf1);
+    aoti_torch_cpu_bmm_out(buf4, buf3, buf1);
+    """
+    assert inductor._precisions(source) == {"block.layer": "int8", "?1": "float32"}
+    assert inductor._precisions(source + "cached_torch_dtype_bfloat16") == {"block.layer": "int8", "?1": "unknown"}

@@ -9,6 +9,7 @@ from typing import Any
 from featherweight.errors import ExportError, closest
 from featherweight.runtimes.eager import Eager
 from featherweight.runtimes.executorch import ExecuTorch
+from featherweight.runtimes.inductor import Inductor
 from featherweight.runtimes.litert import LiteRT, LiteRTDynamic
 from featherweight.runtimes.onnxruntime import OnnxRuntime
 from featherweight.runtimes.onnxruntime_dynamic import OnnxRuntimeDynamic
@@ -23,6 +24,7 @@ RUNTIMES: dict[str, Runtime] = {
     "litert": LiteRT(),
     "litert_dynamic": LiteRTDynamic(),
     "executorch": ExecuTorch(),
+    "inductor": Inductor(),
     "torch": Eager(),
 }
 FORMATS = {
@@ -32,6 +34,7 @@ FORMATS = {
     "litert": "litert",
     "litert_dynamic": "litert_dynamic",
     "executorch": "executorch",
+    "inductor": "inductor",
     "torch": "torch",
 }
 """What `export --to` takes, and the runtime that writes it."""

@@ -17,7 +17,12 @@ _JOINS = {torch.ops.aten.add.Tensor, torch.ops.aten.cat.default, torch.ops.aten.
 
 
 def baked(
-    program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], signed: bool, floats: bool = False
+    program: ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    signed: bool,
+    floats: bool = False,
+    shapes: Any = None,
 ) -> ExportedProgram:
     """Return the program for inputs of these shapes, with every scale and zero of its grids a number.
 
@@ -27,6 +32,7 @@ def baked(
         kwargs: example keyword inputs.
         floats: store weights as floats that are then rounded to their codes, as LiteRT's converter wants them.
         signed: write codes of activations as -128 to 127, the same grid moved, as XNNPACK and LiteRT take them.
+        shapes: which dimensions of the inputs stay dynamic, as `torch.export.export` takes them; without it, none.
     """
     module = program.module()
     if not isinstance(module, GraphModule):
@@ -45,7 +51,7 @@ def baked(
     _forget(module)
     module.recompile()
     with torch.no_grad():
-        return torch.export.export(module, args, kwargs, strict=False)
+        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 def loosened(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
@@ -91,20 +97,20 @@ def _scales(module: GraphModule, node: Any, floats: bool) -> None:
     source, count = node.args[1], int(node.args[0].meta["val"].shape[int(node.args[3])])
     if isinstance(source, Node) and source.op == "call_function":
         source = source.args[0]
-    name = str(source.target).replace(".", "_")
-    module.register_buffer(f"{name}_each", _tensor(module, source).expand(count).contiguous())
-    module.register_buffer(f"{name}_zeros", torch.zeros(count, dtype=torch.int64))
+    each = _tensor(module, source).expand(count).contiguous()
+    owner, _, name = str(source.target).rpartition(".")
+    layer = module.get_submodule(owner)  # whose path compilers then keep in the tensors' names
+    layer.register_buffer(f"{name}_each", each)
+    layer.register_buffer(f"{name}_zeros", torch.zeros(count, dtype=torch.int64))
     with module.graph.inserting_before(node):
-        made = [module.graph.get_attr(f"{name}_{part}") for part in ("each", "zeros")]
+        made = [module.graph.get_attr(f"{source.target}_{part}") for part in ("each", "zeros")]
     codes = node.args[0]
     if floats:
         axis = int(node.args[3])
-        each = getattr(module, f"{name}_each").reshape(
-            [-1 if dim == axis else 1 for dim in range(codes.meta["val"].dim())]
-        )
-        module.register_buffer(f"{name}_weight", _tensor(module, codes) * each)
+        steps = each.reshape([-1 if dim == axis else 1 for dim in range(codes.meta["val"].dim())])
+        layer.register_buffer(f"{name}_weight", _tensor(module, codes) * steps)
         with module.graph.inserting_before(node):
-            weight = module.graph.get_attr(f"{name}_weight")
+            weight = module.graph.get_attr(f"{source.target}_weight")
             codes = module.graph.call_function(reference.quantize_per_channel.default, (weight, *made, *node.args[3:]))
     node.args = (codes, *made, *node.args[3:])
 

@@ -87,6 +87,7 @@ class Runtime(ABC):
         about: what it is good for, in a sentence.
         from_module: whether it starts from the exported program, so that a file alone is not enough.
         any_batch: whether what it exports takes any batch size; otherwise it takes the one of `Subject.inputs`.
+        auto: whether `auto` tries it; not where every export compiles for long.
         clocked: whether `operators` tells how long each operator takes, which a latency budget on this runtime reads.
     """
 
@@ -95,6 +96,7 @@ class Runtime(ABC):
     about: ClassVar[str]
     from_module: ClassVar[bool] = False
     any_batch: ClassVar[bool] = True
+    auto: ClassVar[bool] = True
     clocked: ClassVar[bool] = False
 
     @abstractmethod
