@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 
 from featherweight.data import Data, example_inputs
+from featherweight.device_command import DeviceCommand
 from featherweight.errors import ArtifactError
 from featherweight.latency import DEFAULT, latencies, prepared
 from featherweight.runtimes import find_runtime
@@ -28,19 +29,22 @@ class LatencyTable:
     A candidate is timed in turn with the original, and stored as its ratio times the original's first time; so is an operator.
     Ratios are those of the faster calls: where another process shares the core, a long call is interrupted more often than a
     short one, and a ratio of medians would make whatever is shorter look faster than it is.
+
+    With a clock, whole models take what it says, the original too; operators are timed here, and scaled to the original there.
     """
 
-    def __init__(self, path: Path | None, runtime: str = DEFAULT) -> None:
+    def __init__(self, path: Path | None, runtime: str = DEFAULT, clock: DeviceCommand | None = None) -> None:
         """Read the table, or start an empty one.
 
         Args:
             path: of its JSON file; None keeps it in memory.
             runtime: whose seconds are read and measured; one file holds those of several.
+            clock: times whole models on another machine; one file holds the seconds of several.
 
         Raises:
             ArtifactError: the file exists and is no latency table.
         """
-        self.path, self.runtime = path, runtime
+        self.path, self.runtime, self.clock = path, runtime, clock
         self.seconds: dict[str, float] = {}
         if path is not None and path.exists():
             try:
@@ -50,6 +54,8 @@ class LatencyTable:
 
     def original(self, model: bytes, data: Data) -> float:
         """Return the original's seconds, of the whole model as serialized ONNX."""
+        if self.clock is not None:
+            return self._elsewhere(self.clock, model, data)
         key = self._key("original")
         if key not in self.seconds:
             self._put({key: latencies({"original": model}, data, runtime=self.runtime)["original"].median})
@@ -57,6 +63,8 @@ class LatencyTable:
 
     def candidate(self, model: bytes, original: bytes, data: Data) -> float:
         """Return a candidate's seconds, by its `form`; both models are whole."""
+        if self.clock is not None:
+            return self._elsewhere(self.clock, model, data)
         key = self._key(form(model))
         if key not in self.seconds:
             base = self.original(original, data)
@@ -89,8 +97,15 @@ class LatencyTable:
                 self._put({key: seconds * scale for key, seconds in timed.items()})
         return {name: self.seconds[key] for name, key in keys.items()}
 
+    def _elsewhere(self, clock: DeviceCommand, model: bytes, data: Data) -> float:
+        key = self._key(form(model))
+        if key not in self.seconds:
+            self._put({key: clock(model, example_inputs(data, batch=1))})
+        return self.seconds[key]
+
     def _key(self, name: str) -> str:
-        return name if self.runtime == DEFAULT else f"{self.runtime} {name}"
+        own = name if self.runtime == DEFAULT else f"{self.runtime} {name}"
+        return own if self.clock is None else f"{own} by {self.clock.text}"
 
     def digest(self) -> str:
         """Return the hash of the whole table, for the manifest."""

@@ -41,7 +41,7 @@ class Measurement:
         higher_is_better: direction of the score.
         latency: by runtime, for one call on one sample and one thread.
         peak_bytes: memory that loading and one call take in a fresh process.
-        runtime: whose latency a budget means.
+        runtime: whose latency a budget means: a name in `latency`.
     """
 
     params: int

@@ -14,7 +14,7 @@ from featherweight.data import Data
 from featherweight.errors import BudgetError
 from featherweight.job import Job, Progress
 from featherweight.latency import DEFAULT
-from featherweight.preflight import Request, find_clocked, find_device, writable
+from featherweight.preflight import Request, find_clock, find_clocked, find_device, writable
 from featherweight.proof import prove
 from featherweight.technique import Recipe, Technique
 from featherweight.techniques import together
@@ -35,6 +35,7 @@ def compress(
     resume: bool = False,
     latency_table: str | Path | None = None,
     runtime: str = DEFAULT,
+    device_command: str | None = None,
     strict: bool = False,
     name: str = "model",
     command: str = "",
@@ -58,6 +59,8 @@ def compress(
         resume: continue from `OUT.run/` after a kill.
         latency_table: JSON file of measured seconds to read and extend, so that choices by time can be repeated.
         runtime: whose latency the budget means: `"onnxruntime"`, `"openvino"` or `"openvino_bf16"`.
+        device_command: times an exported file where it shall run, such as `"sh time_on_board.sh {model} {inputs}"`, and prints
+            the seconds of one call; the latency limit, which must be there, is then kept on that device. See `DeviceCommand`.
         strict: raise `BudgetError` with the closest artifact when the budget is missed.
         name: what the model is called in the report.
         command: how to reproduce this, for the report.
@@ -68,12 +71,14 @@ def compress(
 
     Raises:
         BudgetError: the budget cannot be read or is impossible, or with `strict` was missed.
-        RecipeError: `epochs` is less than 2, besides what is wrong with a recipe.
+        RecipeError: `epochs` is less than 2, or `device_command` has no `{model}`, no program or no latency limit, besides what
+            is wrong with a recipe.
         DataError, ModelError, ExportError, ArtifactError: see there; the message says what would work.
     """
     begin = time.perf_counter()
+    limits = Budget.parse(budget) if isinstance(budget, str) else budget
     request = Request(
-        budget=Budget.parse(budget) if isinstance(budget, str) else budget,
+        budget=limits,
         recipe=recipe,
         trials=trials,
         epochs=epochs,
@@ -83,6 +88,7 @@ def compress(
         resume=resume,
         latency_table=Path(latency_table) if latency_table is not None else None,
         runtime=find_clocked(runtime),
+        clock=find_clock(device_command, runtime, limits),
     )
     job = Job.start(model, data, teacher, request, progress if together.first() else lambda message, done: None)
 

@@ -14,7 +14,8 @@ from featherweight.budget import Budget
 from featherweight.candidates import Candidates
 from featherweight.data import Data
 from featherweight.job import Job, Progress
-from featherweight.preflight import Request, find_device
+from featherweight.latency import DEFAULT
+from featherweight.preflight import Request, find_clock, find_device
 from featherweight.search import MIXES, first_strength
 from featherweight.technique import Context
 from featherweight.techniques import together
@@ -32,6 +33,7 @@ def plan(
     seed: int = 0,
     device: str = "cpu",
     progress: Progress = lambda message, done: None,
+    device_command: str | None = None,
 ) -> dict[str, Any]:
     """Return what `compress` would start with for a budget: costs of the untrained candidate, and the time it would take.
 
@@ -43,6 +45,7 @@ def plan(
         seed: of every random draw.
         device: where training would run.
         progress: called with a message and the share done.
+        device_command: times an exported file where it shall run, as for `compress`.
 
     Returns:
         `feasible`, whether every limit but the drop is met by the untrained candidate; `limits`, one row each; `divergence`,
@@ -55,7 +58,8 @@ def plan(
     """
     wanted = Budget.parse(budget) if isinstance(budget, str) else budget
     together.refuse("plan", "it trains nothing, so start it alone")
-    request = Request(wanted, None, trials, seed, find_device(device), None, False, None)
+    clock = find_clock(device_command, DEFAULT, wanted)
+    request = Request(wanted, None, trials, seed, find_device(device), None, False, None, clock=clock)
     job = Job.start(model, data, None, request, progress)
     try:
         return _planned(Candidates(job), trials)

@@ -14,6 +14,7 @@ from torch import nn
 
 from featherweight.budget import Budget
 from featherweight.data import Data, batches, example_inputs, forward, select_output
+from featherweight.device_command import DeviceCommand
 from featherweight.edits import private_copy
 from featherweight.errors import ArtifactError, DataError, ExportError, FeatherweightError, ModelError, RecipeError
 from featherweight.latency import DEFAULT
@@ -39,6 +40,7 @@ class Request:
         latency_table: file of measured seconds, or None for one of this run's own.
         runtime: whose latency the budget means.
         epochs: most of a candidate's training, or None for what the network's size allows.
+        clock: times whole models where the budget's latency is meant, or None for this machine.
 
     Raises:
         RecipeError: `epochs` is less than 2: one heals what was cut, and one what was rounded.
@@ -54,6 +56,7 @@ class Request:
     latency_table: Path | None
     runtime: str = DEFAULT
     epochs: int | None = None
+    clock: DeviceCommand | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 2:
@@ -70,6 +73,7 @@ class Request:
         """Return what a resumed run must have asked for too."""
         facts = {"budget": str(self.budget), "recipe": str(self.recipe), "trials": self.trials}
         facts["epochs"] = self.epochs
+        facts["device_command"] = None if self.clock is None else self.clock.text
         return {**facts, "seed": self.seed, "device": str(self.device), "runtime": self.runtime}
 
 
@@ -142,6 +146,27 @@ def find_clocked(name: str) -> str:
         )
     runtime.need()
     return name
+
+
+def find_clock(command: str | None, runtime: str, budget: Budget) -> DeviceCommand | None:
+    """Return what times models on another machine; None where there is no command.
+
+    Args:
+        command: as of `DeviceCommand`.
+        runtime: name of the one that exports.
+        budget: what the seconds are for.
+
+    Raises:
+        RecipeError: the budget has no latency limit, or the command cannot be used.
+    """
+    if command is None:
+        return None
+    if budget.limit("latency") is None:
+        raise RecipeError(
+            f"the device command {command!r} times what a latency limit is about, and the budget {budget} has none: "
+            "add one such as latency<=50%, or leave the command out"
+        )
+    return DeviceCommand(command, runtime)
 
 
 def writable(out: str | Path | None, example: str = "model.fw") -> Path | None:

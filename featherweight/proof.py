@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from featherweight import measurement as measuring
 from featherweight.agreement import agreement
 from featherweight.artifact import Artifact, load, package
-from featherweight.data import batches, samples
+from featherweight.data import batches, example_inputs, samples
+from featherweight.device_command import DEVICE
 from featherweight.edits import module_at
 from featherweight.errors import ArtifactError
 from featherweight.integer_graph import layers
 from featherweight.job import Job, Result
-from featherweight.latency import DEFAULT, latencies
+from featherweight.latency import DEFAULT, Latency, latencies
 from featherweight.layers import QuantizedLayer
 from featherweight.measurement import Measurement
 from featherweight.portable import assemble
@@ -94,13 +95,17 @@ def prove(job: Job, result: Result, trials: list[dict[str, Any]], name: str, com
 def _timed(
     job: Job, model: nn.Module, before: Measurement, after: Measurement, whole: bytes
 ) -> tuple[Measurement, Measurement]:
-    """Add latency and memory, the original's and the result's taken side by side on each runtime."""
+    """Add latency and memory, the original's and the result's taken side by side on each runtime, and on the device."""
     original, asked = assemble(job.original, job.model.state_dict()), job.request.runtime
     exported = {"original": original, "artifact": whole}
     timed = latencies({"torch": job.model, "torch now": model, **exported}, job.data)
     told = (
         {DEFAULT: timed} if asked == DEFAULT else {DEFAULT: timed, asked: latencies(exported, job.data, runtime=asked)}
     )
+    if job.table.clock is not None:  # anew, like every latency of a verdict: the search chose by those in the table
+        asked, inputs = DEVICE, example_inputs(job.data, batch=1)
+        seconds = {name: job.table.clock(one, inputs) for name, one in exported.items()}
+        told[DEVICE] = {name: Latency(value, value, value, 1) for name, value in seconds.items()}
     return (
         replace(
             before,

@@ -12,6 +12,14 @@ from rich.console import Console
 
 from featherweight.commands.console import AsJson, Seed, TaskName, emit, loaded, show
 
+DeviceCommand = Annotated[
+    str | None,
+    typer.Option(
+        help="Keeps the latency limit on another machine: times the exported file {model} there, with the inputs in the .npz "
+        "file {inputs}, and prints the seconds of one call. Such as [b]'sh time_on_board.sh {model} {inputs}'[/b]."
+    ),
+]
+
 
 def compress(
     task: TaskName,
@@ -37,6 +45,7 @@ def compress(
     runtime: Annotated[
         str, typer.Option(help="Whose latency the budget means: onnxruntime, openvino or openvino_bf16.")
     ] = "onnxruntime",
+    device_command: DeviceCommand = None,
     as_json: AsJson = False,
 ) -> None:
     """Compress a task's model until it keeps a budget, and write one file that runs by itself.
@@ -45,7 +54,7 @@ def compress(
     """
     from featherweight.budget import Budget
     from featherweight.pipeline import compress as compress_model
-    from featherweight.preflight import find_clocked, find_device, writable
+    from featherweight.preflight import find_clock, find_clocked, find_device, writable
     from featherweight.recipe_files import load_recipe
     from featherweight.techniques import together
 
@@ -53,6 +62,7 @@ def compress(
     steps = load_recipe(recipe) if recipe is not None else None
     find_device(device)
     find_clocked(runtime)
+    find_clock(device_command, runtime, limits)
     writable(out)
     if report is not None:
         from featherweight.report.html import check_available, write_html
@@ -73,6 +83,7 @@ def compress(
             resume=resume,
             latency_table=latency_table,
             runtime=runtime,
+            device_command=device_command,
             name=found.name if found.name != "task" else task,
             command=shlex.join(["featherweight", *sys.argv[1:]]),
             progress=progress,
@@ -121,6 +132,7 @@ def plan(
     trials: Annotated[int, typer.Option(min=1, help="Most candidates that compress would train.")] = 12,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    device_command: DeviceCommand = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a budget asks of a task's model, whether it is within reach, and how long it would take. Exit code 2: it is not.
@@ -128,10 +140,13 @@ def plan(
     Example: featherweight plan digits --budget "size<=2%, drop<=1pt"
     """
     from featherweight.budget import Budget
+    from featherweight.latency import DEFAULT
     from featherweight.planning import plan as plan_model
+    from featherweight.preflight import find_clock
 
     limits = Budget.parse(budget)
+    find_clock(device_command, DEFAULT, limits)
     with loaded(task, as_json) as (found, progress):
-        facts = plan_model(found.model, found.data, limits, trials, seed, device, progress)
+        facts = plan_model(found.model, found.data, limits, trials, seed, device, progress, device_command)
     show(facts, f"{task}: {limits}", as_json)
     raise typer.Exit(0 if facts["feasible"] else 2)

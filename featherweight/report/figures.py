@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from featherweight.device_command import DEVICE
 from featherweight.report.facts import Report
 from featherweight.report.wording import amount, clean, digits, number, percent, points, spread, times
 
@@ -111,7 +112,8 @@ def headline(report: Report) -> list[Figure]:
         label = f"of {score_name(report)} {'lost' if text[1] == 'unchanged' else text[1]}"
         figures.append(Figure(value, label, f"{number(before['score'])} to {number(after['score'])}"))
     runtime = after.get("runtime", "")
-    factor(latency(before, runtime), latency(after, runtime), "latency", "faster", "slower")
+    where = " on the device" if runtime == DEVICE else ""
+    factor(latency(before, runtime), latency(after, runtime), "latency", "faster", "slower", where)
     factor(before.get("macs"), after.get("macs"), "macs", "fewer", "more", " multiply-adds")
     return figures
 
