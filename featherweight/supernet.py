@@ -1,8 +1,8 @@
 """A supernet out of the user's own model: one set of weights, trained so that many smaller networks in it work at once.
 
 Widths are the coupled groups of channels, of heads, and of the ranks of factored layers; depth is the residual blocks that can be
-left out. The user's forward runs on slices of the whole weights, so that a gradient reaches what a subnet uses. Sandwich rule
-with in-place distillation (Yu & Huang, "Universally Slimmable Networks", ICCV 2019; Yu et al., "BigNAS", ECCV 2020), inheriting
+left out; kernels of 5 and more can be narrower, by their middle. The user's forward runs on slices of the whole weights, so that a
+gradient reaches what a subnet uses. Sandwich rule with in-place distillation (Yu & Huang, "Universally Slimmable Networks", ICCV 2019; Yu et al., "BigNAS", ECCV 2020), inheriting
 the trained weights sorted by importance as in Cai et al., "Once-for-All", ICLR 2020.
 """
 
@@ -30,6 +30,7 @@ from featherweight.techniques.blocks import residual_blocks
 from featherweight.techniques.cuts import Cluster, clusters, keep_edit
 from featherweight.techniques.imitation import imitation, output_kind
 from featherweight.techniques.importance import importance
+from featherweight.techniques.kernels import elastic_kernels, middle
 from featherweight.techniques.train import Training, fit
 
 SHARES = (1.0, 0.75, 0.5)
@@ -43,10 +44,12 @@ class Subnet:
     Attributes:
         counts: units that each cluster of groups keeps, the most important first.
         skipped: paths of the blocks that are left out.
+        kernels: sizes of the kernels that are elastic, in the order of the supernet's; none are all whole.
     """
 
     counts: tuple[int, ...]
     skipped: tuple[str, ...] = ()
+    kernels: tuple[int, ...] = ()
 
 
 @final
@@ -78,10 +81,17 @@ class Supernet:
         choices: for each cluster the unit counts it may keep, the largest first.
         names: of the clusters, after a layer that makes their units.
         blocks: paths of the residual blocks that may be left out.
+        kernels: by path of a convolution the kernel sizes it may have, the largest first.
     """
 
     def __init__(
-        self, model: nn.Module, context: Context, shares: Sequence[float] = SHARES, depth: bool = True, batches: int = 8
+        self,
+        model: nn.Module,
+        context: Context,
+        shares: Sequence[float] = SHARES,
+        depth: bool = True,
+        batches: int = 8,
+        kernels: bool = True,
     ) -> None:
         """Find what can be narrower or left out, and sort the units by importance.
 
@@ -91,6 +101,7 @@ class Supernet:
             shares: of the units that a cluster may keep, 1 being one of them.
             depth: whether blocks may be left out.
             batches: calibration batches for importance and batch norms.
+            kernels: whether kernels may be smaller.
 
         Raises:
             ModelError: nothing can be narrower or left out.
@@ -109,11 +120,12 @@ class Supernet:
             self.choices.append(tuple(sorted({max(1, round(share * most)) for share in shares}, reverse=True)))
         self.swaps = residual_blocks(self.model, example_inputs(context.data, context.device)) if depth else {}
         self.blocks = tuple(self.swaps)
+        self.kernels = dict(elastic_kernels(self.model, context)) if kernels else {}
         self.sizes: dict[tuple[int, int], tuple[tuple[str, int], ...]] = {}
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._try_each()
-        if not (self.blocks or any(len(counts) > 1 for counts in self.choices)):
-            raise ModelError(f"{type(model).__name__} has no channels and no blocks that could be elastic")
+        if not (self.blocks or self.kernels or any(len(counts) > 1 for counts in self.choices)):
+            raise ModelError(f"{type(model).__name__} has no channels, blocks or kernels that could be elastic")
 
     def _try_each(self) -> None:
         """Drop the counts that do not run, and note the user's own sizes that the others need (`self.heads`).
@@ -147,18 +159,22 @@ class Supernet:
     @property
     def largest(self) -> Subnet:
         """The whole model."""
-        return Subnet(tuple(counts[0] for counts in self.choices))
+        return Subnet(
+            tuple(counts[0] for counts in self.choices), (), tuple(sizes[0] for sizes in self.kernels.values())
+        )
 
     @property
     def smallest(self) -> Subnet:
         """The narrowest, without any block but the last."""
-        return Subnet(tuple(counts[-1] for counts in self.choices), self.blocks[:-1])
+        least = tuple(sizes[-1] for sizes in self.kernels.values())
+        return Subnet(tuple(counts[-1] for counts in self.choices), self.blocks[:-1], least)
 
     def sampled(self, draw: random.Random) -> Subnet:
         """Return a random subnet."""
         counts = tuple(draw.choice(counts) for counts in self.choices)
         gone = draw.sample(self.blocks, draw.randrange(len(self.blocks))) if self.blocks else []
-        return Subnet(counts, tuple(path for path in self.blocks if path in gone))
+        kernels = tuple(draw.choice(sizes) for sizes in self.kernels.values())
+        return Subnet(counts, tuple(path for path in self.blocks if path in gone), kernels)
 
     def forward(self, subnet: Subnet, inputs: Inputs) -> Any:
         """Run the user's forward as a subnet, on slices of the weights; running statistics stay as they are."""
@@ -199,10 +215,15 @@ class Supernet:
             if count < len(group)
         ]
         keep, _ = keep_edit(self.model, parts, {})
+        narrow = [
+            middle(self.model, path, size)
+            for path, size in zip(self.kernels, subnet.kernels, strict=False)  # none are all whole
+            if size < self.kernels[path][0]
+        ]
         gone = tuple(f"{path}." for path in subnet.skipped)
-        cuts = tuple(cut for cut in keep.cuts if not cut.tensor.startswith(gone))
+        cuts = tuple(cut for one in (keep, *narrow) for cut in one.cuts if not cut.tensor.startswith(gone))
         further = (self.sizes.get((place, count), ()) for place, count in enumerate(subnet.counts))
-        every = [*keep.sizes, *(size for sizes in further for size in sizes)]
+        every = [size for sizes in (keep.sizes, *(one.sizes for one in narrow), *further) for size in sizes]
         sizes = tuple((path, size) for path, size in every if not path.startswith(gone))
         return Keep(cuts, sizes) if cuts else None
 
@@ -302,7 +323,11 @@ class Supernet:
         for path in self.blocks:
             parent = draw.choice((one, other))
             gone += [path] if (path in parent.skipped) != (draw.random() < _MUTATED) else []
-        return Subnet(counts, tuple(gone[: len(self.blocks) - 1]))
+        kernels = tuple(
+            draw.choice(options) if draw.random() < _MUTATED else draw.choice(pair)
+            for options, *pair in zip(self.kernels.values(), one.kernels, other.kernels, strict=True)
+        )
+        return Subnet(counts, tuple(gone[: len(self.blocks) - 1]), kernels)
 
 
 def _never(before: float, now: float) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from featherweight.data import complete, example_inputs, forward
-from featherweight.edits import replay
+from featherweight.edits import from_json, replay, to_json
 from featherweight.errors import ModelError
 from featherweight.scoring import evaluate
 from featherweight.supernet import Subnet, Supernet
@@ -115,6 +115,55 @@ class Attending(nn.Module):
         return self.leave((values + self.out(mixed.transpose(1, 2).flatten(2))).mean(1))
 
 
+class Convolving(nn.Module):
+    """Kernels of 7 (dilated), 5 (`same`), 5 without room for less, and 3; a residual block in the middle."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter = nn.Conv1d(1, 8, 7, padding=6, dilation=2, stride=2)
+        self.block = Widening()
+        self.tight = nn.Conv1d(8, 8, 5)
+        self.small = nn.Conv1d(8, 8, 3, padding=1)
+        self.leave = nn.Linear(8, 4)
+
+    def forward(self, values):
+        values = torch.relu(self.block(torch.relu(self.enter(values[:, None]))))
+        return self.leave(torch.relu(self.small(torch.relu(self.tight(values)))).mean(2))
+
+
+class Widening(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv1d(8, 12, 5, padding="same")
+        self.second = nn.Conv1d(12, 8, 1)
+
+    def forward(self, values):
+        return values + self.second(torch.relu(self.first(values)))
+
+
+def test_kernels_are_elastic_by_their_middle(clusters):
+    torch.manual_seed(0)
+    supernet = Supernet(Convolving().eval(), Context(data=complete(clusters.data)[0]), shares=(1.0, 0.5))
+    assert supernet.kernels == {"enter": (7, 5, 3), "block.first": (5, 3)}
+    assert supernet.smallest.kernels == (3, 3)
+    inputs, draw = example_inputs(supernet.context.data, batch=5), random.Random(0)
+    for subnet in (supernet.largest, supernet.smallest, *(supernet.sampled(draw) for _ in range(4))):
+        alone, edits = supernet.extracted(subnet, norms=False)
+        torch.testing.assert_close(supernet.forward(subnet, inputs), forward(alone, inputs))
+        assert alone.enter.kernel_size == alone.enter.weight.shape[2:] == subnet.kernels[:1]
+        same = replay(Convolving(), from_json(to_json(edits)))
+        same.load_state_dict(alone.state_dict())
+        torch.testing.assert_close(forward(same.eval(), inputs), forward(alone, inputs))
+    narrow = Subnet(supernet.largest.counts, (), (3, 5))
+    assert torch.equal(supernet.extracted(narrow).model.enter.weight, supernet.model.enter.weight[:, :, 2:5])
+    whole = supernet.forward(Subnet(supernet.largest.counts), inputs)
+    torch.testing.assert_close(whole, forward(supernet.model, inputs))
+    found = supernet.evolved(lambda subnet: sum(subnet.kernels), lambda subnet: sum(subnet.counts), 1e9, 40, seed=1)
+    assert found[0][0] == 12
+    fixed = Supernet(Convolving().eval(), Context(data=complete(clusters.data)[0]), kernels=False)
+    assert fixed.largest.kernels == ()
+
+
 def test_heads_in_an_attribute_follow(clusters):
     supernet = Supernet(Attending().eval(), Context(data=complete(clusters.data)[0]), shares=(1.0, 0.5))
     assert sorted(supernet.choices) == [(4, 2), (16, 8)]
@@ -139,5 +188,5 @@ def test_evolution_keeps_the_limit_and_finds_the_best(supernet):
 
 
 def test_nothing_elastic_is_said(clusters):
-    with pytest.raises(ModelError, match="no channels and no blocks"):
+    with pytest.raises(ModelError, match="no channels, blocks or kernels"):
         Supernet(nn.Linear(10, 4), Context(data=complete(clusters.data)[0]))
