@@ -2,8 +2,9 @@
 
 Widths are the coupled groups of channels, of heads, and of the ranks of factored layers; depth is the residual blocks that can be
 left out; kernels of 5 and more can be narrower, by their middle. The user's forward runs on slices of the whole weights, so that a
-gradient reaches what a subnet uses. Sandwich rule with in-place distillation (Yu & Huang, "Universally Slimmable Networks", ICCV 2019; Yu et al., "BigNAS", ECCV 2020), inheriting
-the trained weights sorted by importance as in Cai et al., "Once-for-All", ICLR 2020.
+gradient reaches what a subnet uses. Sandwich rule with in-place distillation (Yu & Huang, "Universally Slimmable Networks",
+ICCV 2019; Yu et al., "BigNAS", ECCV 2020), inheriting the trained weights sorted by importance as in Cai et al., "Once-for-All",
+ICLR 2020.
 """
 
 from __future__ import annotations

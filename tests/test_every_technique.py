@@ -14,6 +14,7 @@ from featherweight.technique import Recipe, Technique, name_of
 from featherweight.techniques import (
     TECHNIQUES,
     BinarizeWeights,
+    ChooseOperators,
     Distill,
     EqualizeLayers,
     FactorRecurrent,
@@ -116,6 +117,7 @@ SETTINGS = {
     "reestimate_norms": [ReestimateNorms()],
     "reinitialize": [Reinitialize()],
     "regularize_groups": [RegularizeGroups(epochs=1)],
+    "choose_operators": [ChooseOperators(epochs=1), ChooseOperators(epochs=2, price=100.0, cost="params", ratio=0.7)],
     "separate_convolutions": [SeparateConvolutions(), SeparateConvolutions(minimum=1)],
 }
 CASES = [setting for technique in TECHNIQUES for setting in SETTINGS.get(name_of(technique), [technique()])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from featherweight.technique import Technique
 from featherweight.techniques.binarize_weights import BinarizeWeights
+from featherweight.techniques.choose_operators import ChooseOperators
 from featherweight.techniques.correct_biases import CorrectBiases
 from featherweight.techniques.distill import Distill
 from featherweight.techniques.equalize_layers import EqualizeLayers
@@ -58,6 +59,7 @@ TECHNIQUES: tuple[type[Technique], ...] = (
     RegularizeGroups,
     Reinitialize,
     SeparateConvolutions,
+    ChooseOperators,
     EqualizeLayers,
     SmoothActivations,
     CorrectBiases,
@@ -66,6 +68,7 @@ TECHNIQUES: tuple[type[Technique], ...] = (
 __all__ = [
     "TECHNIQUES",
     "BinarizeWeights",
+    "ChooseOperators",
     "CorrectBiases",
     "Distill",
     "EqualizeLayers",

@@ -82,7 +82,7 @@ class LowRank(Technique):
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap by layers in a row for each layer that gets smaller."""
         yield from attention_swaps(model, context)
-        layers = {path: layer for path, layer in untied(model, context, *_LAYERS) if _factorable(path, layer, context)}
+        layers = {path: layer for path, layer in untied(model, context, *_LAYERS) if factorable(path, layer, context)}
         found = self._metrics(model, context, layers)
         ways = {path: self._choices(layer, found[path]) for path, layer in layers.items() if path in found}
         picked = self._pick({path: layers[path] for path in ways}, ways, context)
@@ -174,7 +174,23 @@ class LowRank(Technique):
         return min(found, key=lambda way: float(choices.parameters[way]))
 
 
-def _factorable(path: str, layer: nn.Module, context: Context) -> bool:
+def low_rank_swap(path: str, layer: nn.Module, ratio: float) -> Swap | None:
+    """Return the Swap of a layer by two in a row whose product is nearest to its weight, without a share of its parameters.
+
+    Args:
+        path: where the layer is.
+        layer: `factorable`.
+        ratio: share of its parameters that go at least, 0 to 1; None comes back where even rank 1 has too many.
+    """
+    weight, bias = _weight(layer), layer.bias.numel() if isinstance(layer.bias, Tensor) else 0
+    energies, _ = principal(weight.flatten(1), None)
+    choices = of_one_rank("channel", energies, len(weight) + weight[0].numel(), bias, 1)
+    best = by_parameters(choices, (1 - ratio) * (weight.numel() + bias))
+    return None if best is None else _factored(path, layer, Metric(), choices, best)
+
+
+def factorable(path: str, layer: nn.Module, context: Context) -> bool:
+    """Whether a linear layer or a convolution is dense and padded with zeros; others are recorded as left alone."""
     if getattr(layer, "groups", 1) != 1 or getattr(layer, "padding_mode", "zeros") != "zeros":
         context.leave(path, "a grouped or specially padded convolution is not factored")
         return False

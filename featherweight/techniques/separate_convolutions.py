@@ -35,28 +35,35 @@ class SeparateConvolutions(Technique):
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap for each convolution that gets smaller."""
         for path, layer in untied(model, context, nn.Conv1d, nn.Conv2d, nn.Conv3d):
-            reason = self._refusal(layer)
+            reason = refusal(layer, self.minimum)
             if reason:
                 context.leave(path, reason)
-                continue
-            described = convolution_options(layer)  # type: ignore[arg-type]
-            options = {key: value for key, value in described.items() if key != "groups"}
-            depthwise, pointwise = _nearest_pair(layer.weight.detach())
-            state = {"0.weight": depthwise, "1.weight": pointwise}
-            if layer.bias is not None:
-                state["1.bias"] = layer.bias.detach().clone()
-            yield Swap(path, "depthwise_separable_convolution", {**options, "bias": layer.bias is not None}, state)
+            else:
+                yield separable_swap(path, layer)
 
-    def _refusal(self, layer: nn.modules.conv._ConvNd) -> str:
-        outputs, inputs, places = layer.weight.shape[0], layer.weight.shape[1], layer.weight[0, 0].numel()
-        if layer.groups > 1:
-            return f"it has {layer.groups} groups and is not dense"
-        if layer.padding_mode != "zeros":
-            return f"padding mode {layer.padding_mode!r} is not separated"
-        if inputs < self.minimum:
-            return f"{inputs} input channels are fewer than {self.minimum}"
-        before, after = outputs * inputs * places, inputs * (places + outputs)
-        return f"a separable pair has {after} weights and not fewer than {before}" if after >= before else ""
+
+def refusal(layer: nn.modules.conv._ConvNd, minimum: int) -> str:
+    """Return why a convolution is not separated, or an empty string; it is not below `minimum` input channels."""
+    outputs, inputs, places = layer.weight.shape[0], layer.weight.shape[1], layer.weight[0, 0].numel()
+    if layer.groups > 1:
+        return f"it has {layer.groups} groups and is not dense"
+    if layer.padding_mode != "zeros":
+        return f"padding mode {layer.padding_mode!r} is not separated"
+    if inputs < minimum:
+        return f"{inputs} input channels are fewer than {minimum}"
+    before, after = outputs * inputs * places, inputs * (places + outputs)
+    return f"a separable pair has {after} weights and not fewer than {before}" if after >= before else ""
+
+
+def separable_swap(path: str, layer: nn.modules.conv._ConvNd) -> Swap:
+    """Return the Swap of a dense convolution at a path by the nearest depthwise and pointwise pair."""
+    described = convolution_options(layer)  # type: ignore[arg-type]
+    options = {key: value for key, value in described.items() if key != "groups"}
+    depthwise, pointwise = _nearest_pair(layer.weight.detach())
+    state = {"0.weight": depthwise, "1.weight": pointwise}
+    if layer.bias is not None:
+        state["1.bias"] = layer.bias.detach().clone()
+    return Swap(path, "depthwise_separable_convolution", {**options, "bias": layer.bias is not None}, state)
 
 
 def _nearest_pair(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -181,7 +181,7 @@ class _Loop:
         self.waited = 0
         self.best_score = -math.inf
         self.best: dict[str, Tensor] = {}
-        self.steps = _steps_per_epoch(context)
+        self.steps = steps_per_epoch(context)
         how = (training, guidance, hooks.schedule is not None, settle, dropout)
         self.path = together.told(lambda: _checkpoint(model, context, how))
 
@@ -301,7 +301,8 @@ class _Loop:
         return True
 
 
-def _steps_per_epoch(context: Context) -> int:
+def steps_per_epoch(context: Context) -> int:
+    """Return how many batches the training loader has; one without a length is read through."""
     loader: Any = context.data.train
     try:
         return max(1, len(loader))
