@@ -51,7 +51,7 @@ NAME = "budget_margins"
 EDGE = 0.3  # points
 TRIALS = 6
 _STEPS = 10  # halvings of a strength
-_RAISED = 3  # times that a strength is raised where the trained file does not fit
+_RAISED = 6  # times that a strength is raised where the trained file does not fit
 Cell = dict[str, Any]
 
 
@@ -125,6 +125,7 @@ def cell(task: Task, way: str, budget: int, seed: int) -> Cell:
     if way == "joint":
         report = compress(task.model, task.data, limit, seed=seed, trials=TRIALS, progress=_say).report
     else:
+        wanted = float(budget)
         strength = _mildest(task, way, budget, seed)
         for _ in range(_RAISED):
             if strength is None:
@@ -133,8 +134,8 @@ def cell(task: Task, way: str, budget: int, seed: int) -> Cell:
             report = compress(task.model, task.data, limit, recipe, seed=seed, progress=_say).report
             if report.after["size_bytes"] <= budget:
                 break
-            smaller = budget * budget / report.after["size_bytes"]
-            strength = _mildest(task, way, round(0.995 * smaller), seed)
+            wanted *= 0.995 * budget / report.after["size_bytes"]
+            strength = _mildest(task, way, round(wanted), seed)
     return {
         "bytes": report.after["size_bytes"],
         "met": report.after["size_bytes"] <= budget,
