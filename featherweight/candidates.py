@@ -158,10 +158,10 @@ class Candidates:
         a short time; the better half of them longer, and so on, each corrected by what its file was over the limit or left.
         """
         if self.best is None:
-            running, told = dict.fromkeys(self._mixes(strength), strength), dict[str, float]()
+            running = dict.fromkeys(self._mixes(strength), strength)
             rungs, steps = self._rungs(strength), self._steps(strength)
             for times in rungs:
-                told = {}
+                told: dict[str, float] = {}
                 for name, own in running.items():
                     told[name], result = self._heal(own.shorter(times), name, steps)
                     running[name] = self._resized(own, result, fills=len(rungs) > 1)

@@ -29,6 +29,7 @@ from featherweight.runtimes.protocol import (
     in_order,
     program_of,
     quiet,
+    written,
 )
 
 _SETTINGS = {
@@ -59,11 +60,7 @@ class Inductor(Runtime):
         """Write `compiled.pt2`, machine code and weights."""
         program, compiler = program_of(subject, self), self.need("torch._inductor")
         self._need_compiler()
-        path = folder / "compiled.pt2"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
+        path = written(folder / "compiled.pt2", b"")
         try:
             with quiet(), torch.no_grad():  # with gradients, nothing is frozen
                 args, kwargs = program.example_inputs or as_call(subject.inputs)
@@ -73,6 +70,7 @@ class Inductor(Runtime):
                 ):
                     compiler.aoti_compile_and_package(plain, package_path=str(path))
         except Exception as error:  # the compiler raises whatever its passes raise
+            path.unlink()
             raise ExportError(f"TorchInductor cannot compile the model: {first_line(error)}") from error
         return path
 
