@@ -80,6 +80,7 @@ SETTINGS = {
         FactorTensors(ratio=0.5, minimum=16),
         FactorTensors(form="tensor_train", ratio=0.3, minimum=16),
         FactorTensors(form="groups", ratio=0.3, groups=2, minimum=16),
+        FactorTensors(form="circulant", ratio=0.5, minimum=16),
         FactorTensors(form="canonical", ratio=0.5, minimum=16),
     ],
     "quantize_weights": [

@@ -26,7 +26,7 @@ from featherweight.layers.recurrent import SplitRecurrent, recurrent
 from featherweight.layers.scaled import ScaledLinear
 from featherweight.layers.shared import SharedConv, SharedEmbedding, SharedLayer, SharedLinear, SharedTransposedConv
 from featherweight.layers.skip import Skip
-from featherweight.layers.tensorized import GroupLinear, TensorTrainEmbedding, TensorTrainLinear
+from featherweight.layers.tensorized import CirculantLinear, GroupLinear, TensorTrainEmbedding, TensorTrainLinear
 
 KINDS: dict[str, Callable[..., nn.Module]] = {
     "identity": identity,
@@ -42,6 +42,7 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "tensor_train_linear": TensorTrainLinear,
     "tensor_train_embedding": TensorTrainEmbedding,
     "group_linear": GroupLinear,
+    "circulant_linear": CirculantLinear,
     "factored_lstm": FactoredLSTM,
     "factored_gru": FactoredGRU,
     "quantized_linear": QuantizedLinear,

@@ -15,7 +15,14 @@ from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.attention import attention_swaps
 from featherweight.techniques.recurrent import recurrent_swaps
 from featherweight.techniques.targets import untied
-from featherweight.techniques.tensor_forms import balanced, block_factors, bonds, canonical_factors, train_cores
+from featherweight.techniques.tensor_forms import (
+    balanced,
+    block_factors,
+    bonds,
+    canonical_factors,
+    circulant_waves,
+    train_cores,
+)
 
 _CORES = {"kronecker": 2, "tensor_train": 3}
 _SWEEPS = 40
@@ -27,20 +34,22 @@ class FactorTensors(Technique):
     """Replace each large layer by the nearest product of small tensors that has a share `ratio` fewer parameters.
 
     `kronecker` makes a linear layer a sum of Kronecker products, `tensor_train` a train of three cores, and an embedding
-    too; `groups` two block-diagonal matrices with a shuffle between them, low-rank blocks in all; `canonical` makes a
-    two-dimensional convolution a pointwise one, a column, a row and a pointwise one. Ranks are the largest that the ratio
-    allows. Attention and recurrent layers are first taken apart into linear layers; in a runtime, recurrent matrices are
-    multiplied out once, at load, so there it saves bytes and no time. Layers of fewer than `minimum` weights stay.
+    too; `groups` two block-diagonal matrices with a shuffle between them, low-rank blocks in all; `circulant` blocks whose
+    rows are one row moved around; `canonical` makes a two-dimensional convolution a pointwise one, a column, a row and a
+    pointwise one. Ranks are the largest, and circulant blocks the smallest, that the ratio allows. Attention and recurrent
+    layers are first taken apart into linear layers; in a runtime, recurrent matrices are multiplied out once, at load, so
+    there it saves bytes and no time. Layers of fewer than `minimum` weights stay.
 
     Paper: Thakker et al., "Compressing RNNs for IoT devices by 15-38x using Kronecker Products", 2019; Novikov et al.,
-        "Tensorizing Neural Networks", NeurIPS 2015; Rajbhandari et al., "AntMan", 2019 (groups); Lebedev et al., ICLR
-        2015 (canonical).
+        "Tensorizing Neural Networks", NeurIPS 2015; Rajbhandari et al., "AntMan", 2019 (groups); Cheng et al., ICCV 2015
+        (circulant); Lebedev et al., ICLR 2015 (canonical).
     Use when: very few bytes are wanted of very large layers; the start is far from the original, so heal with many epochs.
-    Costs: a few decompositions a layer; what runs afterwards are several small products, seldom faster than one dense one.
+    Costs: a few decompositions a layer; what runs afterwards are several small products, seldom faster than one dense one;
+        circulant blocks were from 1,024 wide on.
     """
 
     stage: ClassVar[Stage | None] = Stage.FACTOR
-    form: str = setting("kronecker", choices=("kronecker", "tensor_train", "groups", "canonical"))
+    form: str = setting("kronecker", choices=("kronecker", "tensor_train", "groups", "circulant", "canonical"))
     ratio: float = setting(0.8, low=0.01, high=0.9999)
     groups: int = setting(4, low=2, high=1024)
     minimum: int = setting(1024, low=4, high=100_000)
@@ -78,6 +87,8 @@ class FactorTensors(Technique):
             return _embedding(layer, weight, allowed)
         if self.form == "groups":
             return _blocks(weight, allowed, self.groups, layer.bias is not None)
+        if self.form == "circulant":
+            return _circulant(weight, allowed, layer.bias is not None)
         return _train(weight, allowed, _CORES[self.form], layer.bias is not None)
 
 
@@ -158,6 +169,17 @@ def _blocks(
     first, second = block_factors(weight, groups, rank)
     options = {"in_features": inside, "out_features": out, "groups": groups, "rank": rank, "bias": bias}
     return "group_linear", options, {"first.weight": first[:, :, None], "second.weight": second[:, :, None]}
+
+
+def _circulant(weight: Tensor, allowed: float, bias: bool) -> tuple[str, dict[str, Any], dict[str, Tensor]] | str:
+    out, inside = weight.shape
+    for block in range(2, math.gcd(out, inside) + 1):
+        if out % block or inside % block or 2 * (block // 2 + 1) * (out // block) * (inside // block) > allowed:
+            continue
+        real, imaginary = circulant_waves(weight, block)
+        options = {"in_features": inside, "out_features": out, "block": block, "bias": bias}
+        return "circulant_linear", options, {"real.weight": real[:, :, None], "imaginary.weight": imaginary[:, :, None]}
+    return f"no block that divides {out} and {inside} leaves at most {allowed:.0f} weights"
 
 
 def _interleaved(matrix: Tensor, rows: list[int], columns: list[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights as products of small tensors, nearest in squared error: trains, low-rank blocks, canonical forms. Float64 throughout."""
+"""The nearest structured weights in squared error: trains, low-rank and circulant blocks, canonical forms. Float64 throughout."""
 
 from __future__ import annotations
 
@@ -72,6 +72,25 @@ def block_factors(weight: Tensor, groups: int, rank: int) -> tuple[Tensor, Tenso
     first = (root[..., None] * right[..., :rank, :]).transpose(0, 1).reshape(-1, inside // groups)
     second = (left[..., :rank] * root[..., None, :]).transpose(1, 2).reshape(out, groups * rank)
     return first, second
+
+
+def circulant_waves(weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Return the spectra of the circulant blocks nearest to a matrix `[out, in]`.
+
+    A value of a block is the mean of the diagonal, wrapped around, that it stands for.
+
+    Returns:
+        Real and imaginary parts of what multiplies each frequency of the input, `[frequencies * out / block, in / block]`, rows
+        by frequency: the weights of two grouped pointwise convolutions.
+
+    Paper: Cheng et al., "An Exploration of Parameter Redundancy in Deep Networks with Circulant Projections", ICCV 2015.
+    """
+    out, inside = weight.shape
+    blocks = weight.reshape(out // block, block, inside // block, block).transpose(1, 2)
+    row = torch.arange(block, device=weight.device)
+    first = blocks[..., row[:, None], (row[:, None] + row) % block].mean(-2)
+    spectrum = torch.fft.rfft(first).conj().movedim(-1, 0).flatten(0, 1)
+    return spectrum.real, spectrum.imag
 
 
 def canonical_factors(tensor: Tensor, rank: int, sweeps: int, generator: torch.Generator) -> list[Tensor]:

@@ -9,7 +9,13 @@ from featherweight.layers import build
 from featherweight.running import run
 from featherweight.technique import Context, Recipe
 from featherweight.techniques import FactorTensors, QuantizeWeights
-from featherweight.techniques.tensor_forms import balanced, block_factors, canonical_factors, train_cores
+from featherweight.techniques.tensor_forms import (
+    balanced,
+    block_factors,
+    canonical_factors,
+    circulant_waves,
+    train_cores,
+)
 
 
 def drawn(*shape, seed=0):
@@ -59,7 +65,9 @@ def test_a_tensor_train_of_full_rank_is_exact():
     torch.testing.assert_close(torch.einsum("aib,bjc,ckd->ijk", first, second, third), tensor)
 
 
-@pytest.mark.parametrize(("form", "ratio"), [("kronecker", 0.6), ("tensor_train", 0.6), ("groups", 0.5)])
+@pytest.mark.parametrize(
+    ("form", "ratio"), [("kronecker", 0.6), ("tensor_train", 0.6), ("groups", 0.5), ("circulant", 0.5)]
+)
 def test_a_linear_layer_loses_the_share_asked_for_and_multiplies_what_its_factors_stand_for(form, ratio):
     torch.manual_seed(0)
     layer, example = nn.Linear(64, 32), torch.randn(3, 64)
@@ -69,7 +77,7 @@ def test_a_linear_layer_loses_the_share_asked_for_and_multiplies_what_its_factor
     matrix = output(torch.eye(64)) - output(torch.zeros(1, 64))
     torch.testing.assert_close(output(example), example @ matrix + output(torch.zeros(1, 64)), rtol=1e-4, atol=1e-5)
     error = (matrix.T - layer.weight).norm() / layer.weight.norm()
-    assert error < 0.85
+    assert error < (0.88 if form == "circulant" else 0.85)  # of noise, means of four keep a quarter of the energy
 
 
 def test_blocks_are_the_nearest_of_their_rank():
@@ -83,6 +91,35 @@ def test_blocks_are_the_nearest_of_their_rank():
             values = torch.linalg.svdvals(weight[rows, columns])
             error = (made - weight)[rows, columns].norm()
             torch.testing.assert_close(error, values[1:].norm())
+
+
+@pytest.mark.parametrize("block", [2, 4, 5])
+def test_a_matrix_of_circulants_stays_what_it_is(block):
+    rows = drawn(2, 3, block)
+    moved = torch.stack([rows.roll(step, -1) for step in range(block)], 2)  # out part, in part, row, column
+    layer, example = nn.Linear(3 * block, 2 * block), drawn(7, 3 * block).float()
+    layer.weight.data = moved.transpose(1, 2).reshape(2 * block, 3 * block).float()
+    real, imaginary = circulant_waves(layer.weight.detach(), block)
+    options = {"in_features": 3 * block, "out_features": 2 * block, "block": block}
+    state = {"bias": layer.bias.detach(), "real.weight": real[:, :, None], "imaginary.weight": imaginary[:, :, None]}
+    made = build("circulant_linear", options)
+    made.load_state_dict(state)
+    torch.testing.assert_close(made(example), layer(example))
+
+
+def test_circulant_blocks_are_the_smallest_allowed_and_the_nearest():
+    layer, example = nn.Linear(8, 12), drawn(5, 8).float()
+    output, _, _ = factored(layer, example, form="circulant", ratio=0.5)
+    assert output[0].block == 4
+    assert weights(output) == 2 * 3 * (2 * 3)  # three frequencies of 2 x 3 blocks, complex
+    made = output[0].product(torch.eye(8)).T
+    for row in range(0, 12, 4):
+        for column in range(0, 8, 4):
+            found, wanted = (matrix[row : row + 4, column : column + 4] for matrix in (made, layer.weight))
+            for step in range(4):
+                diagonal = [wanted[place, (place + step) % 4] for place in range(4)]
+                torch.testing.assert_close(found[0, step], sum(diagonal) / 4)
+                torch.testing.assert_close(found[3, (3 + step) % 4], sum(diagonal) / 4)
 
 
 def test_canonical_factors_of_a_tensor_that_has_them():
@@ -140,6 +177,7 @@ def test_recurrent_matrices_are_factored_and_quantized_after():
         (nn.Linear(7, 64), torch.zeros(1, 7), {}, "no product of 2"),
         (nn.Linear(8, 8), torch.zeros(1, 8), {"ratio": 0.99}, "more than the 1 that would stay"),
         (nn.Linear(8, 9), torch.zeros(1, 8), {"form": "groups"}, "no multiple of 4"),
+        (nn.Linear(8, 9), torch.zeros(1, 8), {"form": "circulant"}, "no block that divides 9 and 8"),
         (nn.Linear(8, 8), torch.zeros(1, 8), {"minimum": 65}, "fewer than 65"),
         (nn.Conv2d(4, 4, 3, groups=2), torch.zeros(1, 4, 5, 5), {"form": "canonical"}, "grouped"),
         (nn.Embedding(27, 8, padding_idx=0), torch.zeros(1, 2).long(), {"form": "tensor_train"}, "padding index"),
