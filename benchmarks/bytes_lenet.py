@@ -2,12 +2,13 @@
 
     FEATHERWEIGHT_DATA=../shared/data python benchmarks/bytes_lenet.py [--network lenet300] [--seeds 3] [--rates 0.1 0.2]
 
-Gradual pruning, of LeNet-5-Caffe's channels and units at once, entropy-penalized training at several rates, and out go the units
-that nothing reads. Both train on digits moved by up to a pixel, after a teacher that knows what they are: LeNet-5-Caffe for
+Gradual pruning of LeNet-300-100, channels of LeNet-5-Caffe cut at once, entropy-penalized training at one rate or several, and out
+go the units that nothing reads. Both train on digits moved by up to a pixel, after a teacher that knows what they are: LeNet-5-Caffe for
 LeNet-300-100, the original for itself.
-Files are saved, read back into a fresh network of the original class, and scored. For each seed the smallest file whose
-validation error is within the limit counts, and its test error is told beside. The published records count no graph,
-so neither does the ratio; the whole file's bytes are beside it. A rate that is done is kept; a killed training goes on.
+Files are saved, read back into a fresh network of the original class, and scored. Validation data choose among the rates of a seed:
+the smallest file within the limit, or where none is, the one that errs least. Test data judge: the mean error of the seeds. The
+published records count no graph, so neither does the ratio; the whole file's bytes are beside it. A rate that is done is kept; a
+killed training goes on.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from featherweight.artifact import load, package
 from featherweight.costs import original_bytes
 from featherweight.portable import export_graph
 from featherweight.running import run
+from featherweight.scoping import only
 from featherweight.scoring import evaluate
 from featherweight.tasks.mnist import data, lenet5, lenet300
 from featherweight.technique import Technique
@@ -84,6 +86,10 @@ class Network:
         return PenalizeEntropy(self.epochs, learning_rate=2e-3, rate=rate, bits=4)
 
 
+def _cut(ratio: float) -> PruneChannels:
+    return PruneChannels(ratio=ratio, importance="taylor", reconstruct=True)
+
+
 NETWORKS = {
     "lenet300": Network(
         lenet300,
@@ -97,11 +103,11 @@ NETWORKS = {
         Training(epochs=12, learning_rate=1e-3, weight_decay=5e-2),
         1.0,
         (
-            PruneChannels(ratio=0.85, importance="taylor", ranking="global", minimum=4),
-            Distill(epochs=4, learning_rate=2e-3),
+            *(only(layer, _cut(ratio)) for layer, ratio in (("0", 0.5), ("2", 0.6), ("5", 0.944))),  # to 10, 20 and 28
+            Distill(epochs=8, learning_rate=2e-3),
         ),
-        (0.47,),
-        epochs=50,
+        (0.1,),
+        epochs=90,
     ),
 }
 
@@ -133,6 +139,7 @@ def cell(name: str, seed: int, rate: float, mnist: Data) -> dict[str, Any]:
     network = NETWORKS[name]
     model = original(name, seed, network.build, mnist, network.training)
     teacher = original("lenet5", 0, lenet5, mnist, NETWORKS["lenet5"].training) if name == "lenet300" else model
+    model = model.to(memory_format=torch.channels_last)  # in which a CPU pools and convolves twice as fast
     moving = dataclasses.replace(mnist, train=Moved(mnist.train))
     teacher = copy.deepcopy(teacher).to(device())
     context = Context(moving, teacher, device(), seed, report=_report, workspace=cache() / NAME)
@@ -165,11 +172,9 @@ def row(name: str, cells: dict[str, dict[str, Any]]) -> None:
     limit, chosen = NETWORKS[name].limit, {}
     for seed in sorted({key.split()[1] for key in cells}):
         own = {key: value for key, value in cells.items() if key.split()[1] == seed}
-        fitting = {key: value for key, value in own.items() if value["validate_error"] <= limit}
-        if fitting:
-            chosen[seed] = min(fitting.items(), key=lambda item: item[1]["file_bytes"])
+        chosen[seed] = min(own.items(), key=lambda item: _rank(item[1], limit))
     errors = [value["test_error"] for _, value in chosen.values()]
-    holds = len(chosen) == len({key.split()[1] for key in cells}) and statistics.mean(errors) <= limit
+    holds = statistics.mean(errors) <= limit
     got = statistics.mean(value["ratio"] for _, value in chosen.values()) if holds else None
     note = (
         f"mean over seeds of original bytes over the file's without its graph, at a test error of at most {limit} %; chosen by "
@@ -182,6 +187,11 @@ def row(name: str, cells: dict[str, dict[str, Any]]) -> None:
     )
     identifier = f"bytes.{name}.ratio"
     record(NAME, identifier, None if got is None else round(got, 1), len(chosen), note, cells)
+
+
+def _rank(found: dict[str, Any], limit: float) -> tuple[float, int]:
+    """What is within the limit on validation data comes first, by its size; after it the rest, by its error."""
+    return max(0.0, found["validate_error"] - limit), found["file_bytes"]
 
 
 def _report(message: str, share: float) -> None:

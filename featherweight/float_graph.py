@@ -12,11 +12,12 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from featherweight.integer_graph import DECODE, ENCODE, JOINS, constant, decoded, layers
+from featherweight.integer_graph import DECODE, ENCODE, JOINS, MOVES, constant, decoded, layers
 
-_TRANSPARENT = frozenset({"Relu", "Clip", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", *JOINS})
+_TRANSPARENT = frozenset({"Relu", "Clip", *MOVES, *JOINS})
 """Operators that integers pass on their way to the next grid."""
 _PASSED = _TRANSPARENT | {DECODE, ENCODE}
+_RECURRENT = "LSTM"
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 
@@ -32,6 +33,8 @@ def floated(model: bytes, paths: Collection[str], grids: bool = True) -> bytes:
     whole = ir.from_proto(onnx.load_model_from_string(model))
     graph = whole.graph
     for node in list(graph):
+        if node.name in paths and node.op_type == _RECURRENT:
+            _enter_float(node)
         for place, value in enumerate(node.inputs if node.name in paths else ()):
             decoding = decoded(value)
             if decoding is not None and _encoding(decoding) is None:
@@ -57,10 +60,21 @@ def alike(model: bytes, most: int = 8) -> list[list[str]]:
     coarse: dict[object, list[str]] = {}
     for node in proto.graph.node:
         if node.name in asked:
-            shape = shapes.get(codes[node.input[1]], ())
+            shape = shapes.get(codes.get(node.input[1], ""), ())
             fine.setdefault((node.op_type, shape), []).append(node.name)
             coarse.setdefault((node.op_type, shape[2:], shape[1:2] == (1,)), []).append(node.name)
     return list((fine if len(fine) <= most else coarse).values())
+
+
+def _enter_float(node: ir.Node) -> None:
+    """Let a recurrent layer read what entered it before that was rounded."""
+    reader, value = node, node.inputs[0]
+    while (maker := value.producer() if value is not None else None) is not None and maker.op_type in MOVES:
+        reader, value = maker, maker.inputs[0]
+    decoding = decoded(value)
+    source = None if decoding is None else _encoding(decoding)
+    if source is not None:
+        reader.replace_input_with(0, source.inputs[0])
 
 
 def _drop_loose_grids(graph: ir.Graph, grids: bool) -> bool:
@@ -95,13 +109,17 @@ def _integer(node: ir.Node) -> bool:
         return all(codes) and _ends_on_grid(node)
     if node.op_type in _TRANSPARENT:
         return _ends_on_grid(node)
+    if node.op_type == _RECURRENT:
+        return codes[0]
     return len(codes) > 1 and all(codes[:2])
 
 
 def _ends_on_grid(node: ir.Node) -> bool:
-    """Whether what a node makes is rounded again, with nothing but transparent operators between."""
+    """Whether what a node makes is rounded again or enters a recurrent layer, with nothing but transparent operators between."""
     users = [user for user, _ in node.outputs[0].uses()]
-    return any(user.op_type == ENCODE or (user.op_type in _TRANSPARENT and _ends_on_grid(user)) for user in users)
+    return any(
+        user.op_type in (ENCODE, _RECURRENT) or (user.op_type in _TRANSPARENT and _ends_on_grid(user)) for user in users
+    )
 
 
 def _multiplied(graph: ir.Graph, node: ir.Node, decoding: ir.Node) -> ir.Value:

@@ -18,6 +18,8 @@ JOINS = frozenset({"Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool
 """Operators that runtimes compute with integers if all they read is decoded."""
 _LAYERS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"})
 """Operators of layers; their second input is the weight."""
+MOVES = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
+"""Operators that change the shape of a value and none of its numbers."""
 _COARSE = 256  # parts of the largest bias that rounding may move another by one of
 DECODE, ENCODE = "DequantizeLinear", "QuantizeLinear"
 Array = np.ndarray[Any, Any]
@@ -43,13 +45,40 @@ def shaped(model: onnx.ModelProto, sources: Mapping[str, str]) -> onnx.ModelProt
 
 
 def layers(model: onnx.ModelProto) -> dict[str, bool]:
-    """Return the paths of a model's layers, and whether they ask for integers: weight and input both come decoded."""
-    makers = {name: node.op_type for node in model.graph.node for name in node.output}
-    return {
-        node.name: all(makers.get(name) == DECODE for name in node.input[:2])
-        for node in model.graph.node
-        if node.name and node.op_type in _LAYERS
-    }
+    """Return the paths of a model's layers, and whether they ask for integers: weight and input both come decoded.
+
+    An LSTM asks for them where its weights are made of codes and its input is on a grid, or is what such an LSTM gives.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    codes = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    found: dict[str, bool] = {}
+    for node in model.graph.node:
+        if node.name and node.op_type == "LSTM":
+            found[node.name] = _enters_on_grid(node, makers, found) and _is_made_of(codes, node.input[1], makers)
+        elif node.name and node.op_type in _LAYERS:
+            found[node.name] = all(name in makers and makers[name].op_type == DECODE for name in node.input[:2])
+    return found
+
+
+def _enters_on_grid(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], asked: Mapping[str, bool]) -> bool:
+    """Whether what enters a layer comes decoded, or from a layer that asks for integers, moved at most."""
+    maker = makers.get(node.input[0])
+    while maker is not None and maker.op_type in MOVES:
+        maker = makers.get(maker.input[0])
+    return maker is not None and (maker.op_type == DECODE or (maker.op_type == "LSTM" and asked.get(maker.name, False)))
+
+
+def _is_made_of(stored: set[str], name: str, makers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether some of these tensors are behind a value."""
+    left, seen = [name], set[str]()
+    while left:
+        value = left.pop()
+        if value in stored:
+            return True
+        if value in makers and value not in seen:
+            seen.add(value)
+            left += makers[value].input
+    return False
 
 
 def layer_outputs(model: onnx.ModelProto) -> dict[str, str]:

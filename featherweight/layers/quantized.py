@@ -171,14 +171,18 @@ class QuantizedLayer(nn.Module):
         """A scale like the layer's own, shaped to be multiplied with the codes."""
         return scale.reshape(-1, *[1] * self.axes)
 
-    def dequantized(self) -> Tensor:
-        """The float weight that the codes stand for, shaped like them."""
+    def dequantized(self, integers: bool = False) -> Tensor:
+        """The float weight that the codes stand for, shaped like them.
+
+        Args:
+            integers: decode it with the operator that runtimes know integer layers by, where it is not in training.
+        """
         if self.codes is None and not self.training:
             codes, scale = self._rounded()
             return codes * self.steps(scale)
         if self.codes is None:
             return self._trained(self.get_parameter("weight"), self.steps(self.scale))
-        if not self.input_grid:  # plain arithmetic, which every runtime computes once, at load
+        if not integers:  # plain arithmetic, which every runtime computes once, at load
             return self.codes.to(self.scale.dtype) * self.steps(self.scale)
         low, high = span(self.bits, self.full)
         scale = self.scale.expand(self.codes.shape[0])
@@ -210,15 +214,20 @@ class QuantizedLayer(nn.Module):
         decoded: Tensor = reference.dequantize_per_tensor.tensor(codes, scale, zero, 0, 255, torch.uint8)
         return decoded
 
+    def rounded(self, input: Tensor) -> Tensor:
+        """The input on its grid, any shape."""
+        return self._on_grid(input, "input", self.input_bits)
+
     def operate(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """The layer's operator on float inputs and weight."""
         raise TypeError(f"{type(self).__name__} does not define its operator")
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer; input and output are float, and named as `nn.Linear` names them, for calls by keyword."""
-        if self.input_grid:
-            input = self._on_grid(input, "input", self.input_bits)
-        output = self.operate(input, self.dequantized())
+        integers = self.input_grid and isinstance(
+            input, Tensor
+        )  # a recurrent layer reads its matrix off and passes none
+        output = self.operate(self.rounded(input) if integers else input, self.dequantized(integers))
         return self._on_grid(output, "output") if self.output_grid else output
 
     def thaw(self) -> None:
@@ -325,6 +334,10 @@ class QuantizedLinear(QuantizedLayer):
         if not self.group:
             return super().steps(scale)
         return scale[:, :, None].expand(-1, -1, self.group).flatten(1)[:, : self.in_features]
+
+    def rounded(self, input: Tensor) -> Tensor:
+        """The input on its grid, any shape."""
+        return self._on_grid(input, "input", self.input_bits)
 
     def operate(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """Multiply `[..., in_features]` by the weight: `[..., out_features]`."""

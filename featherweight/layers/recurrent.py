@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featherweight.errors import ModelError
+from featherweight.layers.quantized import QuantizedLayer
 
 
 class Affine(NamedTuple):
@@ -102,6 +103,13 @@ class SplitRecurrent(nn.RNNBase):
     @_flat_weights.setter
     def _flat_weights(self, _: Any) -> None:
         """Take nothing: the list is made anew at each forward."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As PyTorch's layer, on an input that is rounded where the first of the incoming layers has a grid for it."""
+        first = self.incoming[0]
+        if isinstance(first, QuantizedLayer) and first.input_grid and isinstance(input, Tensor):
+            input = first.rounded(input)
+        return super().forward(input, hx)
 
     def flatten_parameters(self) -> None:
         """Do nothing: there is no list whose memory could be made one piece."""

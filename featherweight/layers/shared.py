@@ -39,7 +39,7 @@ class SharedLayer(QuantizedLayer):
         del self.scale
         self.register_buffer("codebook", torch.zeros(clusters))
 
-    def dequantized(self) -> Tensor:
+    def dequantized(self, integers: bool = False) -> Tensor:
         """The float weight that the codes stand for, shaped like them."""
         if self.codes is not None:
             return self.codebook[self.codes.long() + self.origin]

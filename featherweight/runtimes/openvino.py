@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from featherweight.errors import DataError, ExportError
 from featherweight.runtimes.loops import closed
+from featherweight.runtimes.openvino_recurrent import named, with_integers
 from featherweight.runtimes.protocol import (
     BF16,
     FLOAT32,
@@ -23,6 +24,7 @@ from featherweight.runtimes.protocol import (
 )
 
 _PRECISIONS = {"u8": INT8, "i8": INT8, "bf16": BF16, "f32": FLOAT32, "f16": "float16"}
+_BEFORE_BIAS = "/WithoutBiases"  # behind the path of a layer in the name of its product
 _MOST_SHAPES = 4  # compiled for; after that one program takes every shape
 
 
@@ -42,6 +44,8 @@ class OpenVino(Runtime):
         try:
             with quiet():
                 model = openvino.Core().read_model(closed(subject.onnx))
+                named(model, subject.onnx)
+                with_integers(openvino, model)
                 folder.mkdir(parents=True, exist_ok=True)
                 openvino.save_model(model, path, compress_to_fp16=False)
         except Exception as error:  # openvino raises bare RuntimeErrors
@@ -130,7 +134,7 @@ class Compiled(Program):
                 key: str(node.get_rt_info()[key].astype(str))
                 for key in ("originalLayersNames", "runtimePrecision", "layerType")
             }
-            for name in facts["originalLayersNames"].split(","):
+            for name in facts["originalLayersNames"].replace(_BEFORE_BIAS, "").split(","):
                 if facts["layerType"] not in (
                     "Const",
                     "Reorder",

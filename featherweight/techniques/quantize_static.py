@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from featherweight.data import as_call, example_inputs
 from featherweight.errors import ModelError
+from featherweight.layers.recurrent import SplitLSTM
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.attention import attention_swaps
 from featherweight.techniques.damage import Damage
@@ -30,7 +31,7 @@ _TRANSPARENT = {
     # what they cut off lies outside the grid behind them, so that runtimes leave them out
     *(aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default, aten.clamp.default, aten.clamp_.default),
 }
-_WEIGHTS_ALONE = "integer weights alone: no runtime computes it on integer activations"
+_WEIGHTS_ALONE = "integer weights alone: no runtime computes it on integer activations of a fixed grid"
 _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 _COMPUTE = {*_CONVOLUTIONS, aten.linear.default}
 
@@ -44,8 +45,8 @@ class QuantizeStatic(Technique):
     output grid; anywhere else a convolution gets a grid of its own, because ONNX Runtime computes it with integers only between
     two grids. Linear layers need none, and their outputs, such as those that enter a layer norm, stay float.
     The network's outputs stay float. Biases take what rounding changes in the mean output. Attention is first taken apart into
-    linear layers. Layers that no runtime computes on integer activations (recurrent ones, embeddings, transposed convolutions)
-    get integer weights alone, and are listed.
+    linear layers. What enters an LSTM is rounded, and its cell state is not. Layers that no runtime computes on integer activations
+    (GRU and RNN, embeddings, transposed convolutions) get integer weights alone, and are listed.
 
     `range`: how much of what passed a grid covers: the moving average of what each batch needs, all, what lowers the squared error
     of the values, all but one in 10,000 on either side, or what keeps the distribution (Kullback-Leibler divergence). The squared
@@ -76,7 +77,8 @@ class QuantizeStatic(Technique):
         inside = inside_recurrent(model)
         computing = [path for path, layer in layers if isinstance(layer, COMPUTING) and not path.startswith(inside)]
         inner = _need_output_grid(model, context, set(computing))
-        entered, left, outputs = observe(model, context, computing, self.batches, inner, _GUARDED)
+        integer = _integer_recurrent(model, context, {path for path, _ in layers})
+        entered, left, outputs = observe(model, context, [*computing, *integer], self.batches, inner, _GUARDED)
         damage = Damage(model, context, len(outputs), outputs) if self.tolerance else None
         grids: dict[str, dict[str, Tensor]] = {}
         for path, _ in layers:
@@ -89,7 +91,10 @@ class QuantizeStatic(Technique):
             if path in entered and path in inner:
                 grids[path] |= self._grids(left[path], "output")
         for path in filter(context.in_scope, (one.removesuffix(".") for one in inside)):
-            context.leave(path, _WEIGHTS_ALONE)
+            if path in entered and path in integer:
+                grids |= dict.fromkeys(integer[path], self._grids(entered[path], "input"))
+            else:
+                context.leave(path, _WEIGHTS_ALONE)
         layers = [(path, layer) for path, layer in layers if path in grids or path not in computing]
         if self.rounding == "compensated":
             widths = {path: self.weight_bits for path, _ in layers}
@@ -110,6 +115,15 @@ class QuantizeStatic(Technique):
     def _grids(self, observed: Observed, side: str) -> dict[str, Tensor]:
         """The grid of what entered a layer, or of what left one, under the names of the kind's buffers."""
         return dict(zip((f"{side}_scale", f"{side}_zero"), unsigned_grid(observed, self.range), strict=True))
+
+
+def _integer_recurrent(model: nn.Module, context: Context, quantized: set[str]) -> dict[str, list[str]]:
+    """The layers that read what enters each LSTM in scope, by the LSTM's path: a runtime has integer kernels for it alone."""
+    found = {}
+    for path, layer in context.targets(model, SplitLSTM):
+        names = [f"{path}.incoming.{place}".lstrip(".") for place in range(2 if layer.bidirectional else 1)]
+        found.update({path: names} if quantized.issuperset(names) else {})
+    return found
 
 
 def _need_output_grid(model: nn.Module, context: Context, quantized: set[str]) -> set[str]:
