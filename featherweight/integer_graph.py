@@ -35,7 +35,7 @@ def shaped(model: onnx.ModelProto, sources: Mapping[str, str]) -> onnx.ModelProt
     whole = ir.from_proto(model)
     graph = whole.graph
     if any(node.op_type == DECODE for node in graph):
-        for step in (_turn_codes, _join_grids, _share_grids, _round_biases):
+        for step in (_turn_codes, _fold_padding, _join_grids, _share_grids, _round_biases):
             for node in list(graph):
                 step(graph, node)
         graph.sort()
@@ -108,6 +108,35 @@ def _turn_codes(graph: ir.Graph, node: ir.Node) -> None:
     turned = constant(graph, name, codes.transpose(order))
     axis = order.index(decoding.attributes.get_int("axis", 1))
     _become(graph, node, ir.node(DECODE, [turned, *decoding.inputs[1:]], attributes={"axis": axis}))
+
+
+def _fold_padding(graph: ir.Graph, node: ir.Node) -> None:
+    """Let a convolution of integers add the zeros that were added before its input was rounded: zero is on every grid."""
+    decoding = decoded(node.inputs[0]) if node.op_type == "Conv" else None
+    rounding = decoding.inputs[0].producer() if decoding is not None and decoding.inputs[0] is not None else None
+    source = rounding.inputs[0] if rounding is not None and rounding.op_type == ENCODE else None
+    padding = source.producer() if source is not None else None
+    if decoding is None or rounding is None or padding is None or padding.op_type != "Pad":
+        return
+    alone = all(len(list(made.outputs[0].uses())) == 1 for made in (padding, rounding, decoding))
+    added = _zeros_around(padding)
+    if not alone or added is None or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+        return
+    own = node.attributes.get_ints("pads", [0] * len(added))
+    node.attributes.add(ir.AttrInt64s("pads", [int(one + more) for one, more in zip(own, added, strict=True)]))
+    rounding.replace_input_with(0, padding.inputs[0])
+    graph.remove(padding, safe=True)
+
+
+def _zeros_around(padding: ir.Node) -> list[int] | None:
+    """How many zeros a node adds before and behind each dimension of images; None where it does anything else."""
+    amounts, filled, axes = (*padding.inputs[1:], None, None)[:3]
+    count, value = _array(amounts), np.zeros(()) if filled is None else _array(filled)
+    constant_mode = padding.attributes.get_string("mode", "constant") == "constant"
+    if count is None or value is None or value.any() or axes is not None or not constant_mode:
+        return None
+    before, behind = count.reshape(2, -1).tolist()
+    return None if any(before[:2] + behind[:2]) or min(before + behind) < 0 else before[2:] + behind[2:]
 
 
 def _join_grids(graph: ir.Graph, node: ir.Node) -> None:
@@ -208,7 +237,8 @@ def decoded(value: ir.Value | None) -> ir.Node | None:
 
 
 def _array(value: ir.Value | None) -> Array | None:
-    return None if value is None or value.const_value is None else np.asarray(value.const_value.numpy())
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else np.asarray(tensor.numpy())
 
 
 def _grid(node: ir.Node) -> list[bytes | None]:

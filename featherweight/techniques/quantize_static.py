@@ -41,9 +41,9 @@ _COMPUTE = {*_CONVOLUTIONS, aten.linear.default}
 class QuantizeStatic(Technique):
     """Quantize weights per channel to 8 bits and inputs to calibrated unsigned 8-bit grids.
 
-    Where a layer's output goes, through ReLU or a clip alone, into another quantized layer, that layer's input grid serves as its
-    output grid; anywhere else a convolution gets a grid of its own, because ONNX Runtime computes it with integers only between
-    two grids. Linear layers need none, and their outputs, such as those that enter a layer norm, stay float.
+    Where a layer's output goes, through ReLU, a clip or added zeros alone, into another quantized layer, that layer's input grid
+    serves as its output grid; anywhere else a convolution gets a grid of its own, because ONNX Runtime computes it with integers
+    only between two grids. Linear layers need none, and their outputs, such as those that enter a layer norm, stay float.
     The network's outputs stay float. Biases take what rounding changes in the mean output. Attention is first taken apart into
     linear layers. What enters an LSTM is rounded, and its cell state is not. Layers that no runtime computes on integer activations
     (GRU and RNN, embeddings, transposed convolutions) get integer weights alone, and are listed.
@@ -145,7 +145,13 @@ def _need_output_grid(model: nn.Module, context: Context, quantized: set[str]) -
 
 
 def _end(node: Node) -> Node:
-    """The first node on the way of a value that is not a ReLU or a clip with a single user."""
-    while node.target in _TRANSPARENT and len(node.users) == 1:
+    """The first node on the way of a value that is not a ReLU, a clip or a padding with a single user."""
+    while (node.target in _TRANSPARENT or _pads_with_zeros(node)) and len(node.users) == 1:
         node = next(iter(node.users))
     return node
+
+
+def _pads_with_zeros(node: Node) -> bool:
+    """Whether a node adds zeros around images, which the convolution behind it takes over when it is exported."""
+    filled = node.args[2:] in ((), ("constant",), ("constant", None), ("constant", 0), ("constant", 0.0))
+    return node.target is aten.pad.default and filled and all(user.target in _CONVOLUTIONS for user in node.users)
