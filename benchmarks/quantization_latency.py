@@ -5,9 +5,9 @@
 Needs the extras `bench`, `openvino`, `litert` and `ao`, and a quiet machine. Ours is what `auto` takes: the network as int8
 (`fold_batch_norm`, `quantize_static`) and as it was, on every runtime that agrees with PyTorch by at least 25 dB, or where no peer
 comes so near in `quantization_ptq.py`, by what the best of them has; layers whose integer form is slower on its runtime are computed
-with floats. Which one is decided by a first round of calls, and among the near ones by a second, in which PyTorch eager takes its turns
-as it does in the third, where the figures are from. What takes minutes to prepare is kept in
-the benchmarks' cache.
+with floats. Which one is decided by a first round of calls, as `auto` does, and then, which `auto` does not, among the near ones by a
+second, in which PyTorch eager takes its turns as in the third, where the figures are from. What takes minutes to prepare is kept in the
+benchmarks' cache.
 """
 
 from __future__ import annotations

@@ -49,9 +49,8 @@ def test_the_convolution_adds_the_zeros(runtime, tmp_path):
     found = deliver(whole, runtime, tmp_path, batch, expected_outputs(model, batch), model)
     assert found.agreement.sqnr_db > 35
     if runtime not in ("litert", "executorch"):  # whose audits know no paths
-        assert {row["path"] for row in found.missed()} <= {
-            "narrow"
-        }  # ONNX Runtime wants a grid behind it, and outputs stay float
+        # ONNX Runtime wants a grid behind a convolution, and the network's outputs stay float
+        assert {row["path"] for row in found.missed()} <= {"narrow"}
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class OpenVino(Runtime):
             with quiet():
                 model = openvino.Core().read_model(closed(subject.onnx))
                 named(model, subject.onnx)
-                with_integers(openvino, model)
+                with_integers(openvino, model, {path for path, integers in subject.layers().items() if integers})
                 folder.mkdir(parents=True, exist_ok=True)
                 openvino.save_model(model, path, compress_to_fp16=False)
         except Exception as error:  # openvino raises bare RuntimeErrors

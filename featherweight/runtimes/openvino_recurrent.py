@@ -52,30 +52,23 @@ def named(model: Any, onnx_model: bytes) -> None:
                     maker.set_friendly_name(nodes[value])
 
 
-def with_integers(openvino: Any, model: Any) -> None:
-    """Rewrite the LSTMs of a model, in place, that OpenVINO can then compute with integers; others stay.
+def with_integers(openvino: Any, model: Any, asked: Collection[str]) -> None:
+    """Rewrite the LSTMs of a model, in place, that ask for integers and that OpenVINO can then compute so; others stay.
 
     Args:
         openvino: the package.
-        model: read from an ONNX graph with QuantizeLinear and DequantizeLinear.
+        model: read from an ONNX graph with QuantizeLinear and DequantizeLinear; its recurrent layers are named.
+        asked: names of the layers that ask for integers, of `integer_graph.layers`.
     """
-    layers = [node for node in model.get_ordered_ops() if node.get_type_name() == "LSTMSequence"]
-    if not layers:
-        return
-    folded = _folded(openvino, model)
-    done: set[str] = set()
+    layers = [node for node in model.get_ordered_ops() if _is_lstm(node) and node.get_friendly_name() in asked]
+    folded = _folded(openvino, model) if layers else {}
     for layer in layers:
-        name = layer.get_friendly_name()
-        stored = [layer.input(place).get_source_output() for place in (4, 5)]
-        entering = _entering(layer, done)
-        if entering is None or not _plain(layer) or not all(_has_codes(value) for value in stored):
-            continue
-        weights = [folded[name].input(place).get_source_output().get_node() for place in (4, 5)]
-        if all(weight.get_type_name() == "Constant" and weight.data.shape[0] == 1 for weight in weights):
+        entering = _entering(layer)
+        weights = [folded[layer.get_friendly_name()].input_value(place).get_node() for place in (4, 5)]
+        stored = all(weight.get_type_name() == "Constant" and weight.data.shape[0] == 1 for weight in weights)
+        if entering is not None and stored and _plain(layer):
             _rewrite(openvino.opset13, layer, entering, *(weight.data for weight in weights))
-            done.add(name)
-    if done:
-        model.validate_nodes_and_infer_types()
+    model.validate_nodes_and_infer_types()
 
 
 def _rewrite(ops: Any, layer: Any, entering: _Entering, incoming: Array, hidden: Array) -> None:
@@ -120,8 +113,8 @@ def _steps(incoming: Array, hidden: Array) -> Array:
     return units.clip(1e-12) / 127
 
 
-def _entering(layer: Any, done: set[str]) -> _Entering | None:
-    """What enters an LSTM from a grid, or from an LSTM that is rewritten; None where it is anything else."""
+def _entering(layer: Any) -> _Entering | None:
+    """What enters an LSTM from a grid, or from another LSTM; None where it is anything else."""
     port = layer.input(0)
     while (node := port.get_source_output().get_node()).get_type_name() in _MOVES:
         users = [user.get_node().get_type_name() for user in node.output(0).get_target_inputs()]
@@ -129,7 +122,7 @@ def _entering(layer: Any, done: set[str]) -> _Entering | None:
             return None
         port = node.input(0)
     value = port.get_source_output()
-    if node.get_friendly_name() in done:
+    if _is_lstm(node):
         return _Entering(port, value, 1.0) if value.get_index() == 0 else None
     offset, scale = 0.0, 1.0
     for kind in ("Multiply", "Subtract"):
@@ -144,6 +137,10 @@ def _entering(layer: Any, done: set[str]) -> _Entering | None:
     ends = [node.input_value(place).get_node() for place in (3, 4)]
     largest = max(abs((float(end.data) - offset) * scale) for end in ends)
     return _Entering(port, node.input_value(0), largest) if largest > 0 else None
+
+
+def _is_lstm(node: Any) -> bool:
+    return bool(node.get_type_name() == "LSTMSequence")
 
 
 def _behind(node: Any, kinds: Collection[str]) -> Any:
@@ -165,22 +162,6 @@ def _is_zero(value: Any) -> bool:
     return node.get_type_name() == "Constant" and not node.data.any()
 
 
-def _has_codes(value: Any) -> bool:
-    """Whether a value is made of stored tensors alone, integers among them."""
-    seen, left, kinds = set[str](), [value.get_node()], set[str]()
-    while left:
-        node = left.pop()
-        if node.get_friendly_name() in seen:
-            continue
-        seen.add(node.get_friendly_name())
-        if node.get_type_name() == "Constant":
-            kinds.add(node.get_element_type().get_type_name())
-        elif node.get_type_name() == "Parameter":
-            return False
-        left += [source.get_node() for source in node.input_values()]
-    return "i8" in kinds
-
-
 def _folded(openvino: Any, model: Any) -> dict[str, Any]:
     """The LSTMs of a copy of the model whose stored tensors are computed as far as they go, by name."""
     copy = model.clone()
@@ -188,7 +169,7 @@ def _folded(openvino: Any, model: Any) -> dict[str, Any]:
     manager = passes.Manager()
     manager.register_pass(passes.ConstantFolding())
     manager.run_passes(copy)
-    return {node.get_friendly_name(): node for node in copy.get_ops() if node.get_type_name() == "LSTMSequence"}
+    return {node.get_friendly_name(): node for node in copy.get_ops() if _is_lstm(node)}
 
 
 __all__ = ["named", "with_integers"]
