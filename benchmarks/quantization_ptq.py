@@ -3,7 +3,7 @@
     FEATHERWEIGHT_DATA=../shared/data python benchmarks/quantization_ptq.py [resnet20 vgg19 lstm minilm mlp efficientnet]
 
 Needs the extras `bench`, `openvino` and `ao`. Batch norms are folded before anyone quantizes; nothing is trained and no label is
-read. `int8` is weights and activations, static; of the LSTM, whose activations no runtime here takes as integers, weights.
+read. `int8` is weights and activations, static.
 Ours runs in ONNX Runtime from its exported graph. Peers, as their documentation has them: `nncf.quantize` on the OpenVINO model
 (for MiniLM both with and without `model_type=TRANSFORMER`), run by OpenVINO; `quantize_static` of ONNX Runtime with QUInt8
 activations and QInt8 weights per channel (of the LSTM `quantize_dynamic`, which has a kernel for it); torchao's PT2E with
