@@ -5,9 +5,8 @@
 Needs the extras `bench`, `openvino`, `litert` and `ao`, and a quiet machine. Ours is what `auto` takes: the network as int8
 (`fold_batch_norm`, `quantize_static`) and as it was, on every runtime that agrees with PyTorch by at least 25 dB, or where no peer
 comes so near in `quantization_ptq.py`, by what the best of them has; layers whose integer form is slower on its runtime are computed
-with floats. Which one is decided by a first round of calls, as `auto` does, and then, which `auto` does not, among the near ones by a
-second, in which PyTorch eager takes its turns as in the third, where the figures are from. What takes minutes to prepare is kept in the
-benchmarks' cache.
+with floats. Which one is decided as `auto` does, by a first round of calls, and by a second among the near ones, in which PyTorch eager
+takes its turns as in the third, where the figures are from. What takes minutes to prepare is kept in the benchmarks' cache.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import efficientnet
@@ -43,7 +41,6 @@ NAME = "quantization_latency"
 NETWORKS = (*RANDOM, "lstm", "efficientnet")
 SIZES = (1, 32)
 SECONDS = 4.0  # on each call, in the last round
-NEAR = 1.15  # times the fastest of the first round
 FLOAT = ("onnxruntime", "openvino", "openvino_bf16")  # where the network as it was is tried too
 AT_LEAST = 25.0  # dB against the original
 MEASURED = (
@@ -104,22 +101,7 @@ def ours(name: str, model: nn.Module, data: Data, inputs: Tensor) -> list[Delive
                 label = f"{item.runtime}, {form}" + (f" as {item.form}" if item.form not in ("", form) else "")
                 label += f" with float {item.kept_float}" if item.form == "mixed" else ""
                 made.append(Delivery(label, program=item.program, layers=item.layers))
-    return runoff(timed(made, inputs, 0.5), model, inputs)
-
-
-def runoff(found: list[Delivery], model: nn.Module, inputs: Tensor) -> list[Delivery]:
-    """Return the deliveries with the near ones anew in order: calls of PyTorch between them slow some runtimes more than others."""
-    best = found[0].latency
-    near = [item for item in found if best and item.latency and item.latency.median <= NEAR * best.median]
-    calls = {item.runtime: item.program.prepared(inputs) for item in near if item.program is not None}
-    with one_thread(), torch.inference_mode():
-        times = rounds({**calls, "eager": lambda: forward(model, inputs)}, SECONDS / 2)
-    near = sorted((replace(item, latency=summary(times[item.runtime])) for item in near), key=_median)
-    return near + found[len(near) :]
-
-
-def _median(item: Delivery) -> float:
-    return item.latency.median if item.latency is not None else float("inf")
+    return timed(made, inputs, SECONDS / 4, beside={"eager": lambda: forward(model, inputs)})
 
 
 def cell(name: str, size: int) -> dict[str, Any]:

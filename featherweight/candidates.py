@@ -16,7 +16,7 @@ from featherweight.job import MARGIN, Job, Result, file_floor
 from featherweight.portable import assemble
 from featherweight.running import run
 from featherweight.scoring import evaluate
-from featherweight.search import MIXES, ROOM, SHORT, UNIFORM, Strength, Trial, mixed, search
+from featherweight.search import MIXES, ROOM, SHORT, UNIFORM, Mix, Strength, Trial, drawn, mixed, search
 from featherweight.technique import Context, Recipe
 from featherweight.techniques import FoldBatchNorm, QuantizeStatic
 
@@ -25,7 +25,13 @@ _EPOCHS = 8  # with fewer, a whole epoch is no short training
 _FINALISTS = 2  # mixes that are trained for a part of an epoch; the others look worse untrained
 _SPARED = 4  # times shorter than the whole a training must be to be worth trying first
 _CORRECTIONS = 6  # of the seconds of one mix
-_RUNGS = (SHORT, 4, 1)
+_RUNGS = ((SHORT, 1), (2, 2), (1, 2))
+"""How many times shorter than a trial the rounds of trainings are that compare mixes, and of how many mixes each leaves one.
+
+The first only makes their files as large as they may be. After a quarter, what prunes or rounds much still looks worse than it ends.
+"""
+_ONE_ROUND = ((SHORT, 2),)
+_DRAWN = 7  # mixes drawn beside the named ones where trainings are quick, and at most as many as trials
 _FULL = 0.96  # of a limited size: a file that leaves more is made larger where trainings are quick
 
 
@@ -56,6 +62,8 @@ class Candidates:
         context = Context(data=job.data, device=job.request.device, seed=job.request.seed, report=job.progress)
         folded, edits = run(FoldBatchNorm(), job.model, context)
         self.costs["floor"] = float(file_floor(folded.cpu(), edits, job.graph_of(folded, edits)))
+        more = drawn(min(_DRAWN, job.request.trials), job.request.seed)
+        self.mixes: dict[str, Mix | None] = {**MIXES, UNIFORM: None, **more}
         self.best: str | None = None
         self.priced: dict[Recipe, dict[str, float]] = {}  # by untrained recipe
         if "latency" in self.costs:
@@ -71,7 +79,7 @@ class Candidates:
 
     def recipe(self, strength: Strength, mix: str, trains: bool = True) -> Recipe:
         """Return the recipe of a strength and mix."""
-        return mixed(strength, mix, self.tables, self.costs, trains)
+        return mixed(strength, self.mixes[mix], self.tables, self.costs, trains)
 
     def cheap(self, strength: Strength) -> dict[str, float]:
         """Return the costs of the untrained candidate."""
@@ -154,50 +162,55 @@ class Candidates:
     def chosen(self, strength: Strength) -> tuple[str, Strength]:
         """Return the mix that heals best, for all trials, and the strength at which its file is as large as it may be.
 
-        The best is the one whose training ends nearest to the original's outputs on validation data. All mixes are trained for
-        a short time; the better half of them longer, and so on, each corrected by what its file was over the limit or left.
+        The best is the one whose training ends nearest to the original's outputs on validation data. All mixes are trained
+        shorter than a trial; the better half of them longer, and so on, each corrected by what its file was over the limit or left.
         """
         if self.best is None:
             running = dict.fromkeys(self._mixes(strength), strength)
             rungs, steps = self._rungs(strength), self._steps(strength)
-            for times in rungs:
+            for times, several in rungs:
                 told: dict[str, float] = {}
                 for name, own in running.items():
                     told[name], result = self._heal(own.shorter(times), name, steps)
                     running[name] = self._resized(own, result, fills=len(rungs) > 1)
-                better = sorted(told, key=told.__getitem__)[: math.ceil(len(told) / 2)]
+                better = sorted(told, key=told.__getitem__)[: math.ceil(len(told) / several)]
                 running = {name: running[name] for name in better}
             self.best = next(iter(running))
             return self.best, running[self.best]
         return self.best, strength
 
-    def comparing(self, strength: Strength, mixes: int) -> float:
-        """Return the epochs that comparing so many mixes takes in all."""
-        steps, total = self._steps(strength), 0.0
+    def comparing(self, strength: Strength) -> float:
+        """Return the epochs that comparing mixes takes in all, at most."""
+        steps, total, mixes = self._steps(strength), 0.0, len(self._names(strength))
         loader: Any = self.job.data.train
-        for times in self._rungs(strength):
+        for times, several in self._rungs(strength):
             total += mixes * strength.shorter(times).healing.total * (1.0 if steps is None else steps / len(loader))
-            mixes = math.ceil(mixes / 2)
+            mixes = math.ceil(mixes / several)
         return total
 
-    def _rungs(self, strength: Strength) -> tuple[int, ...]:
-        """How many times shorter than a trial each round of trainings is that compares mixes.
+    def _rungs(self, strength: Strength) -> tuple[tuple[int, int], ...]:
+        """The rounds of trainings that compare mixes, as of `_RUNGS`.
 
         Successive halving (Jamieson & Talwalkar, AISTATS 2016), to trainings as long as a trial, where trials are quick and only
         costs are limited that training hardly changes: mixes heal at different speeds. Else one round.
         """
         quick = self._steps(strength) is None and self.job.quick and self.job.request.trials > 1
         scored = any(self.budget.limit(name) is not None for name in ("drop", "latency"))
-        return _RUNGS if quick and not scored else _RUNGS[:1]
+        return _RUNGS if quick and not scored else _ONE_ROUND
 
     def _mixes(self, strength: Strength) -> list[str]:
         """The mixes to compare, none that comes to the same as one before it."""
-        names = [*MIXES, *([UNIFORM] if strength.share == 1 and not strength.static else [])]
         recipes: dict[Recipe, str] = {}
-        for name in names[: self.job.request.trials]:
+        for name in self._names(strength):
             recipes.setdefault(self.recipe(strength.shorter(), name), name)
         found = list(recipes.values())
         return found if self._steps(strength) is None else self._nearest(strength, found)
+
+    def _names(self, strength: Strength) -> list[str]:
+        """As many named mixes as there may be trials, and where trainings are quick more that are drawn."""
+        named = [*MIXES, *([UNIFORM] if strength.share == 1 and not strength.static else [])]
+        more = [name for name in self.mixes if name not in MIXES and name != UNIFORM]
+        return named[: self.job.request.trials] + (more if len(self._rungs(strength)) > 1 else [])
 
     def _steps(self, strength: Strength) -> int | None:
         """Of an epoch of a short training; all where the full one has epochs enough that a whole one is short."""

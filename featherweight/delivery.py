@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from featherweight.errors import DataError, ExportError
 from featherweight.latency import Latency, interleaved, one_thread
 from featherweight.portable import assemble, export_graph, export_program
 from featherweight.runtimes import RUNTIMES, Program, Subject, find_runtime, installed
+
+Call = Callable[[], object]
+NEAR = 1.15  # times the milliseconds of the fastest: within, a difference may be luck
 
 
 @dataclass(frozen=True)
@@ -180,20 +184,40 @@ def deliveries(
     return made
 
 
-def timed(made: Sequence[Delivery], inputs: Inputs, seconds: float = 1.0) -> list[Delivery]:
+def timed(
+    made: Sequence[Delivery], inputs: Inputs, seconds: float = 1.0, beside: Mapping[str, Call] | None = None
+) -> list[Delivery]:
     """Return the deliveries with their latencies, called in turn on one thread; the fastest first, those without program last.
+
+    Those near the fastest, which come first, are called anew among themselves, twice as long: calls of the slow ones between
+    them slow some runtimes more than others, and a pick of many is partly luck.
 
     Args:
         made: from `deliveries`.
         inputs: of the call that is timed.
         seconds: to spend on each, about.
+        beside: by name, calls that take turns with the near ones and do not compete: what is compared with the fastest afterwards.
     """
     calls = {item.runtime: item.program.prepared(inputs) for item in made if item.program is not None}
-    if calls:
-        with one_thread(), torch.inference_mode():
-            latencies = interleaved(calls, seconds)
-        made = [replace(item, latency=latencies.get(item.runtime)) for item in made]
-    return sorted(made, key=lambda item: item.latency.median if item.latency else float("inf"))
+    latencies = _in_turn(calls, seconds)
+    made = sorted((replace(item, latency=latencies.get(item.runtime)) for item in made), key=_median)
+    near = sum(_median(item) <= NEAR * _median(made[0]) for item in made if item.latency)
+    if near > 1:
+        again = {item.runtime: calls[item.runtime] for item in made[:near]}
+        latencies = _in_turn({**again, **(beside or {})}, 2 * seconds)
+        made[:near] = sorted((replace(item, latency=latencies[item.runtime]) for item in made[:near]), key=_median)
+    return made
+
+
+def _in_turn(calls: Mapping[str, Call], seconds: float) -> dict[str, Latency]:
+    if not calls:
+        return {}
+    with one_thread(), torch.inference_mode():
+        return interleaved(calls, seconds)
+
+
+def _median(item: Delivery) -> float:
+    return item.latency.median if item.latency else math.inf
 
 
 def first_sample(inputs: Inputs) -> Inputs:

@@ -41,7 +41,7 @@ _USUAL_AGREEMENT = Agreement(9.537e-06, 139.6, 1.0)
 _DIGITS = 12  # bytes by which the final facts may be longer
 _STEPS = 8000  # optimizer steps that the gradual pruning of a trial aims at
 _MOST_MACS = 4e12  # forward multiply-adds that it may take: minutes on two cores
-_SEVERAL = 4
+_SEVERAL = 14  # whole trainings: what comparing mixes by long ones takes, about
 _FEWEST_EPOCHS, _MOST_EPOCHS = 2, 60
 _HELD = 12  # cut and factored models that are kept: what a few mixes at two strengths need
 
@@ -168,7 +168,7 @@ class Job:
 
     @property
     def quick(self) -> bool:
-        """Whether several trials take no longer than one may."""
+        """Whether as many trainings as a comparison of mixes wants take no longer than one may."""
         return _SEVERAL * self.epochs <= affordable_epochs(self.data, self.before.macs or 0)
 
     def size(self, result: Result) -> int:

@@ -80,7 +80,7 @@ def _planned(candidates: Candidates, trials: int) -> dict[str, Any]:
     epoch = _epoch_seconds(job)
     trial = epoch * strength.healing.total
     short = epoch * strength.shorter().healing.total
-    comparing = epoch * candidates.comparing(strength, min(trials, len(MIXES) + 1))
+    comparing = epoch * candidates.comparing(strength)
     most = 1 if budget.limit("drop") is None else trials
     spared = candidates.spared(strength)
     return {

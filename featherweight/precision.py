@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.data import Inputs
-from featherweight.delivery import Delivery, deliver
+from featherweight.delivery import NEAR, Delivery, deliver
 from featherweight.errors import DataError, ExportError
 from featherweight.float_graph import alike, floated
 from featherweight.latency import one_thread, paired_ratio, rounds
 from featherweight.runtimes import Subject, find_runtime
 
 AS_STORED, FEWER_GRIDS, MIXED, FLOAT = "int8", "int8, fewer grids", "mixed", "float"
-_NEAR = 1.15  # times the fastest runtime's milliseconds: within, a runtime's groups of layers are tried one by one
 
 
 @dataclass
@@ -98,7 +97,7 @@ def settled(
     chosen = {}
     for trial in trials:
         own = times[trial.runtime]
-        if best[trial.runtime] <= _NEAR * min(best.values()):
+        if best[trial.runtime] <= NEAR * min(best.values()):
             _mix(trial, own, timed_on, seconds)
             own = _times([trial], timed_on, seconds, forms=(AS_STORED, FEWER_GRIDS, MIXED, FLOAT))[trial.runtime]
         chosen[trial.runtime] = _fastest(trial, own)

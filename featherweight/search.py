@@ -6,15 +6,17 @@ the limits and are corrected by what the untrained model and its file measure, u
 long as it needs, and while the validation score holds, the file is made smaller, else larger.
 
 A mix says how the damages of the families compare once healed, which tables cannot know: lost channels heal best, then ranks,
-then zeros, and the rounding to few bits least. Trainings decide between a few mixes.
+then zeros, and the rounding to few bits least. Trainings decide between a few mixes, and where they are quick between many.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from featherweight.allocation import Allocation, Healing, Tables, recipe_of, solve
 from featherweight.budget import Budget
@@ -23,19 +25,22 @@ from featherweight.scoring import Score
 from featherweight.technique import Recipe, Technique
 from featherweight.techniques import Distill, FoldBatchNorm, PruneWeights, QuantizeWeights
 
-MIXES: dict[str, dict[str, float]] = {
+Mix = Mapping[str, float]
+MIXES: dict[str, Mix] = {
     "balanced": {"channels": 0.1, "ranks": 0.3, "rounding": 5.0},
     "narrow": {"channels": 0.03, "ranks": 1.0, "zeros": 0.3, "rounding": 5.0},
     "sparse": {"zeros": 0.01, "rounding": 2.0},
     "even": {},
     "channels": {"channels": 0.01, "ranks": 10.0, "zeros": 3.0, "rounding": 5.0},
+    "pruned": {"channels": 0.1, "ranks": 10.0, "zeros": 0.03},
 }
+_DRAWN = {"channels": (0.003, 1.0), "ranks": (0.1, 10.0), "zeros": (0.01, 3.0), "rounding": (1.0, 20.0)}
 SHORT = 16
 """How many times shorter than a trial the first trainings are that compare mixes, and that a mild trial makes do with."""
 ROOM = 0.995
 """Of a limited size, what a file is resized to; further training changes it a little."""
 UNIFORM = "uniform"
-"""No allocation: one density by LAMP, and one width."""
+"""Name of the mix that is none."""
 _SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.16, 0.1, 0.06, 0.03)
 _SURVIVOR_BITS = 2.8  # entropy of a non-zero code of 4 bits, about
 _GROW = 2.0
@@ -104,21 +109,38 @@ class Strength:
         return self if over <= 1 else replace(self, seconds=self.seconds * _AIM / over)
 
 
-def mixed(strength: Strength, mix: str, tables: Tables, original: dict[str, float], trains: bool) -> Recipe:
+def drawn(count: int, seed: int) -> dict[str, Mix]:
+    """Return mixes beside the named ones: the logarithms of their factors fill a box about those evenly (a Sobol sequence).
+
+    Args:
+        count: of mixes, 1 or more.
+        seed: which of the sequences.
+    """
+    low, high = (torch.tensor(ends).log() for ends in zip(*_DRAWN.values(), strict=True))
+    sequence = torch.quasirandom.SobolEngine(len(_DRAWN), scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+    places = sequence.draw(count)
+    factors = (low + places * (high - low)).exp().tolist()
+    return {
+        f"drawn-{number}": {name: float(f"{factor:.2g}") for name, factor in zip(_DRAWN, row, strict=True)}
+        for number, row in enumerate(factors, 1)
+    }
+
+
+def mixed(strength: Strength, mix: Mix | None, tables: Tables, original: dict[str, float], trains: bool) -> Recipe:
     """Return the recipe of a strength and mix.
 
     Args:
         strength: how small.
-        mix: of `MIXES`, or `UNIFORM`.
+        mix: factors on the damages of families, as of `MIXES`; None is no allocation, one density by LAMP and one width.
         tables: of the model with its batch norms folded.
         original: `size`, `params` and `macs` of the original, and `floor`, bytes of a file whose weights have no information.
         trains: False leaves every training out: what the file would weigh, without the wait.
     """
     healing = strength.healing if trains else Healing(0, 0)
     wanted = original["size"] / strength.factor - original["floor"]
-    if mix == UNIFORM:
+    if mix is None:
         return _uniform(wanted, sum(row.treatments[0].params for row in tables.rows), healing)
-    offered = tables.scaled(MIXES[mix])
+    offered = tables.scaled(mix)
     if strength.static:
         offered = _integers(offered)
     limits = {strength.metric: strength.share * original[strength.metric]} if strength.share < 1 else {}

@@ -1,5 +1,7 @@
 """Every runtime that is installed: the same outputs, any batch, integers where they were asked for, and honest words otherwise."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -11,9 +13,10 @@ from torch import nn
 
 from featherweight import Context, Data, run
 from featherweight.agreement import compare, diverging, expected_outputs
-from featherweight.delivery import candidates, deliver, deliveries, first_sample, subject, timed
+from featherweight.delivery import Delivery, candidates, deliver, deliveries, first_sample, subject, timed
 from featherweight.errors import DataError, ExportError
 from featherweight.integer_graph import layers
+from featherweight.latency import Latency
 from featherweight.runtimes import FORMATS, RUNTIMES, Subject, find_runtime, inductor, installed
 from featherweight.runtimes.onnxruntime import Session, audit
 from featherweight.techniques import QuantizeStatic
@@ -159,6 +162,24 @@ def test_auto_times_what_agrees_in_turn_and_puts_the_fastest_first(residual, tmp
     made = timed(deliveries(whole, ["torch", "onnxruntime"], tmp_path, batch, expected, model), first_sample(batch))
     assert {item.runtime for item in made} == {"torch", "onnxruntime"}
     assert made[0].latency.median <= made[1].latency.median
+
+
+def test_those_near_the_fastest_are_timed_anew_among_themselves(residual, tmp_path, monkeypatch):
+    _, whole, batch, expected = residual
+    (one,) = deliveries(whole, ["onnxruntime"], tmp_path, batch, expected)
+    made = [replace(one, runtime=name) for name in ("slow", "first", "second")] + [Delivery("gone", reason="missing")]
+    rounds = [{"slow": 2.0, "first": 1.0, "second": 1.1}, {"first": 1.3, "second": 1.2, "original": 9.0}]
+    asked = []
+
+    def in_turn(calls, seconds):
+        asked.append((sorted(calls), seconds))
+        return {name: Latency(median, median, median, 20) for name, median in rounds[len(asked) - 1].items()}
+
+    monkeypatch.setattr("featherweight.delivery.interleaved", in_turn)
+    found = timed(made, batch, 0.5, beside={"original": lambda: None})
+    assert asked == [(["first", "second", "slow"], 0.5), (["first", "original", "second"], 1.0)]
+    medians = [(item.runtime, item.latency.median if item.latency else None) for item in found]
+    assert medians == [("second", 1.2), ("first", 1.3), ("slow", 2.0), ("gone", None)]
 
 
 def test_what_does_not_fit_is_refused_in_words(residual, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from featherweight.allocation import Group, Row, Tables, Treatment
 from featherweight.budget import Budget
 from featherweight.scoring import Score
-from featherweight.search import MIXES, UNIFORM, Strength, Trial, mixed, search
+from featherweight.search import MIXES, UNIFORM, Strength, Trial, drawn, mixed, search
 from featherweight.technique import Recipe
 from featherweight.techniques import Distill, LowRank, PruneChannels, PruneWeights, QuantizeStatic, QuantizeWeights
 
@@ -192,7 +192,7 @@ SECONDS = (((1.0,), (1.0,)), ((2.0, 1.0),))
 def mix(factor, mix="even", share=1.0, static=False, trains=True, tables=TABLES, seconds=math.inf):
     strength = Strength(share, factor, 6, static, seconds=seconds)
     original = {"size": 80_000.0, "params": 20_000.0, "macs": 20_000.0, "floor": 100.0}
-    return mixed(strength, mix, tables, original, trains).steps
+    return mixed(strength, MIXES.get(mix), tables, original, trains).steps
 
 
 def kinds(steps):
@@ -214,6 +214,21 @@ def test_a_mix_decides_what_is_done():
     """Factors in both layers lose 1 nat and nothing to rounding: where zeros and rounding count less, they are not worth it."""
     assert LowRank in kinds(mix(9.8, "balanced"))
     assert LowRank not in kinds(mix(9.8, "sparse"))
+
+
+def test_mixes_are_drawn_all_over_the_box_and_the_same_from_one_seed():
+    found = drawn(16, 3)
+    assert found == drawn(16, 3) != drawn(16, 4)
+    assert list(found.items())[:5] == list(drawn(5, 3).items())
+    for family, (low, high) in {
+        "channels": (0.003, 1),
+        "ranks": (0.1, 10),
+        "zeros": (0.01, 3),
+        "rounding": (1, 20),
+    }.items():
+        halves = [mix[family] > math.sqrt(low * high) for mix in found.values()]
+        assert sum(halves) == 8  # of a Sobol sequence each half of a side has half of the points
+        assert all(low <= mix[family] <= high for mix in found.values())
 
 
 def test_steps_are_in_order_and_training_can_be_left_out():
