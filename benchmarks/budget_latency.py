@@ -24,9 +24,10 @@ from featherweight.budget import Budget
 from featherweight.candidates import Candidates
 from featherweight.job import Job
 from featherweight.latency import latencies
+from featherweight.mixes import MIXES
 from featherweight.portable import assemble
 from featherweight.preflight import Request
-from featherweight.search import MIXES, Strength, first_strength
+from featherweight.search import Strength, first_strength
 
 NAME = "budget_latency"
 RUNTIMES = ("onnxruntime", "openvino")
@@ -96,7 +97,9 @@ def _tried(name: str, runtime: str) -> list[dict[str, Any]]:
 def _measured(candidates: Candidates, strength: Strength) -> tuple[float, float]:
     """The artifact's milliseconds over the original's, timed in turn: of lower quartiles, and of medians."""
     job = candidates.job
-    result = job.execute(candidates.recipe(strength, next(iter(MIXES)), trains=False), by_user=False, measure=False)
+    result = job.execute(
+        candidates.contest.recipe(strength, next(iter(MIXES)), trains=False), by_user=False, measure=False
+    )
     models = {"original": candidates.whole, "artifact": assemble(result.graph, result.model.state_dict())}
     timed = latencies(models, job.data, runtime=job.request.runtime)
     small, large = timed["artifact"], timed["original"]

@@ -15,8 +15,9 @@ from featherweight.candidates import Candidates
 from featherweight.data import Data
 from featherweight.job import Job, Progress
 from featherweight.latency import DEFAULT
+from featherweight.mixes import MIXES
 from featherweight.preflight import Request, find_clock, find_device
-from featherweight.search import MIXES, first_strength
+from featherweight.search import first_strength
 from featherweight.technique import Context
 from featherweight.techniques import together
 from featherweight.techniques.train import Training, fit
@@ -80,13 +81,13 @@ def _planned(candidates: Candidates, trials: int) -> dict[str, Any]:
     epoch = _epoch_seconds(job)
     trial = epoch * strength.healing.total
     short = epoch * strength.shorter().healing.total
-    comparing = epoch * candidates.comparing(strength)
+    comparing = epoch * candidates.contest.epochs(strength)
     most = 1 if budget.limit("drop") is None else trials
     spared = candidates.spared(strength)
     return {
         "feasible": all(row["met"] is not False for row in rows),
         "limits": rows,
-        "recipe": str(candidates.recipe(strength, next(iter(MIXES)))),
+        "recipe": str(candidates.contest.recipe(strength, next(iter(MIXES)))),
         "seconds": {
             "epoch": round(epoch, 2),
             "trial": round(trial),

@@ -1,53 +1,33 @@
-"""What a budget asks of the integer program, and which mix of families heals best; validation data only.
+"""What a budget asks of the integer program, and how strong the next trial should be; validation data only.
 
 A strength says how small: the share of multiply-adds or parameters left is the largest whose untrained model meets the
 limits on MACs, parameters and memory. The seconds that the program may spend by the tables, and the size factor, start at
 the limits and are corrected by what the untrained model and its file measure, until both keep them. Each trial then trains as
 long as it needs, and while the validation score holds, the file is made smaller, else larger.
-
-A mix says how the damages of the families compare once healed, which tables cannot know: lost channels heal best, then ranks,
-then zeros, and the rounding to few bits least. Trainings decide between a few mixes, and where they are quick between many.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from featherweight.allocation import Allocation, Healing, Tables, recipe_of, solve
+from featherweight.allocation import Healing
 from featherweight.budget import Budget
-from featherweight.errors import BudgetError
 from featherweight.scoring import Score
-from featherweight.technique import Recipe, Technique
-from featherweight.techniques import Distill, FoldBatchNorm, PruneWeights, QuantizeWeights
+from featherweight.technique import Recipe
 
-Mix = Mapping[str, float]
-MIXES: dict[str, Mix] = {
-    "balanced": {"channels": 0.1, "ranks": 0.3, "rounding": 5.0},
-    "narrow": {"channels": 0.03, "ranks": 1.0, "zeros": 0.3, "rounding": 5.0},
-    "sparse": {"zeros": 0.01, "rounding": 2.0},
-    "even": {},
-    "channels": {"channels": 0.01, "ranks": 10.0, "zeros": 3.0, "rounding": 5.0},
-    "pruned": {"channels": 0.1, "ranks": 10.0, "zeros": 0.03},
-}
-_DRAWN = {"channels": (0.003, 1.0), "ranks": (0.1, 10.0), "zeros": (0.01, 3.0), "rounding": (1.0, 20.0)}
 SHORT = 16
 """How many times shorter than a trial the first trainings are that compare mixes, and that a mild trial makes do with."""
 ROOM = 0.995
 """Of a limited size, what a file is resized to; further training changes it a little."""
-UNIFORM = "uniform"
-"""Name of the mix that is none."""
 _SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.16, 0.1, 0.06, 0.03)
-_SURVIVOR_BITS = 2.8  # entropy of a non-zero code of 4 bits, about
 _GROW = 2.0
-_TIE = 1.002
 _CLOSE = 1.08  # stop when the factors that hold and fail are this near
 _TIGHTEN = 1.01
-_MILDEST = 4.0
+MILDEST = 4.0
+"""Times smaller than float32 that the weakest strength is: what integers of 8 bits are."""
 _CORRECTIONS = 24
 _AIM = 0.94  # of the seconds allowed, that the tables may add up to: additions are a few percent off
 _CLOCK = 0.97  # of the seconds allowed, that a candidate may measure: the verdict measures anew
@@ -96,7 +76,7 @@ class Strength:
             factor = original["size"] / (wanted * (allowed - floor) / above + floor)
         else:
             factor = self.factor * size / allowed
-        return replace(self, factor=round(max(_MILDEST, factor), 2))
+        return replace(self, factor=round(max(MILDEST, factor), 2))
 
     def faster(self, measured: float, allowed: float) -> Strength:
         """Return the strength as it is where a candidate's seconds keep the limit, else with fewer of the tables' by as much.
@@ -107,97 +87,6 @@ class Strength:
         """
         over = measured / (_CLOCK * allowed)
         return self if over <= 1 else replace(self, seconds=self.seconds * _AIM / over)
-
-
-def drawn(count: int, seed: int) -> dict[str, Mix]:
-    """Return mixes beside the named ones: the logarithms of their factors fill a box about those evenly (a Sobol sequence).
-
-    Args:
-        count: of mixes, 1 or more.
-        seed: which of the sequences.
-    """
-    low, high = (torch.tensor(ends).log() for ends in zip(*_DRAWN.values(), strict=True))
-    sequence = torch.quasirandom.SobolEngine(len(_DRAWN), scramble=True, seed=seed)  # type: ignore[no-untyped-call]
-    places = sequence.draw(count)
-    factors = (low + places * (high - low)).exp().tolist()
-    return {
-        f"drawn-{number}": {name: float(f"{factor:.2g}") for name, factor in zip(_DRAWN, row, strict=True)}
-        for number, row in enumerate(factors, 1)
-    }
-
-
-def mixed(strength: Strength, mix: Mix | None, tables: Tables, original: dict[str, float], trains: bool) -> Recipe:
-    """Return the recipe of a strength and mix.
-
-    Args:
-        strength: how small.
-        mix: factors on the damages of families, as of `MIXES`; None is no allocation, one density by LAMP and one width.
-        tables: of the model with its batch norms folded.
-        original: `size`, `params` and `macs` of the original, and `floor`, bytes of a file whose weights have no information.
-        trains: False leaves every training out: what the file would weigh, without the wait.
-    """
-    healing = strength.healing if trains else Healing(0, 0)
-    wanted = original["size"] / strength.factor - original["floor"]
-    if mix is None:
-        return _uniform(wanted, sum(row.treatments[0].params for row in tables.rows), healing)
-    offered = tables.scaled(mix)
-    if strength.static:
-        offered = _integers(offered)
-    limits = {strength.metric: strength.share * original[strength.metric]} if strength.share < 1 else {}
-    if math.isfinite(strength.seconds):
-        limits["seconds"] = strength.seconds
-    size = {} if strength.static and strength.factor <= _MILDEST else {"size": wanted}  # integers are that small
-    try:
-        allocation = solve(offered, {**limits, **size})
-    except BudgetError:  # the closest: what a search makes of it is its own
-        allocation = _closest(offered, limits, "seconds" if "seconds" in limits else strength.metric)
-    return recipe_of(tables, allocation, healing, strength.static)
-
-
-def _closest(tables: Tables, limits: dict[str, float], metric: str) -> Allocation:
-    try:
-        return solve(tables, limits, "size")
-    except BudgetError:
-        least = solve(tables, {}, metric).costs[metric]
-        return solve(tables, {metric: least * _TIE})  # many choices take as long: the least damage of them
-
-
-def _integers(tables: Tables) -> Tables:
-    """Only what integer kernels compute: matrices of 8 bits."""
-    rows = (
-        replace(row, treatments=tuple(one for one in row.treatments if one.bits == 8 and not one.rank))
-        for row in tables.rows
-    )
-    return replace(tables, rows=tuple(rows))
-
-
-def _uniform(wanted: float, weights: float, healing: Healing) -> Recipe:
-    """Fold, prune all weights by one ranking, round to 4 bits: as many zeros as the bytes ask for, by the codes' entropy."""
-    steps: list[Technique] = [FoldBatchNorm()]
-    ratio = _ratio(8 * wanted / max(1.0, weights))
-    if ratio:
-        steps.append(PruneWeights(ratio=ratio, epochs=healing.epochs, learning_rate=healing.rate))
-    steps.append(QuantizeWeights(bits=4, per_channel=False))
-    if healing.last:
-        steps.append(Distill(epochs=healing.last, learning_rate=healing.last_rate))
-    return Recipe(tuple(steps))
-
-
-def _ratio(wanted: float) -> float:
-    """The share of weights to prune so that `wanted` bits a weight are enough, by the entropy of what is left."""
-
-    def cost(density: float) -> float:
-        empty = 1 - density
-        address = -(density * math.log2(density) + empty * math.log2(empty)) if 0 < density < 1 else 0.0
-        return address + density * _SURVIVOR_BITS
-
-    low, high = 1e-4, 1.0
-    if cost(high) <= wanted:
-        return 0.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(middle) < wanted else (low, middle)
-    return round(1 - low, 4)
 
 
 @dataclass(frozen=True)
@@ -290,7 +179,7 @@ def first_strength(budget: Budget, original: dict[str, float], cheap: Cheap, epo
         start = replace(start, seconds=_AIM * allowed["latency"])
     if size is not None:
         allowed["size"] = size.allowed(original["size"])
-        start = replace(start, factor=round(max(_MILDEST, original["size"] / allowed["size"]), 2))
+        start = replace(start, factor=round(max(MILDEST, original["size"] / allowed["size"]), 2))
     elif drop is not None and not start.static:
         start = replace(start, factor=8.0)
     return _corrected(start, allowed, cheap, original) if allowed else start
@@ -339,8 +228,8 @@ def _strengths(
                 factor = math.sqrt(held * failed)
             elif epochs == start.epochs:
                 epochs *= 2
-            elif math.isinf(allowed) and factor > _MILDEST:
-                factor = max(_MILDEST, factor / _GROW)
+            elif math.isinf(allowed) and factor > MILDEST:
+                factor = max(MILDEST, factor / _GROW)
             else:
                 return
 
@@ -349,7 +238,7 @@ def _largest_share(budget: Budget, original: dict[str, float], cheap: Cheap, epo
     """The mildest strength whose untrained model meets what needs no score."""
     limits = [limit for name in ("params", "macs", "memory") if (limit := budget.limit(name)) is not None]
     metric = "params" if [limit.metric for limit in limits] == ["params"] else "macs"
-    start = Strength(1.0, _MILDEST, epochs, budget.limit("latency") is not None, metric)
+    start = Strength(1.0, MILDEST, epochs, budget.limit("latency") is not None, metric)
     if not limits:
         return start
     low, high = 0, len(_SHARES) - 1

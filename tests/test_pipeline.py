@@ -424,7 +424,7 @@ def test_where_trials_are_quick_the_better_half_of_the_mixes_trains_longer_and_t
     trained = [(words[1], int(words[-2])) for words in map(str.split, said) if words[0] == "mix"]
     rounds = [[name for name, epochs in trained if epochs == length] for length in (2, 12, 24)]
     assert any(name.startswith("drawn") for name in rounds[0])  # beside the named ones, of which some come to the same
-    assert rounds[1] and set(rounds[1]) == set(rounds[0])
+    assert set(rounds[1]) == set(rounds[0])
     assert len(rounds[2]) == math.ceil(len(rounds[1]) / 2)
     assert set(rounds[2]) < set(rounds[1])
     assert trained == sorted(trained, key=lambda one: one[1])

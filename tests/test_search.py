@@ -8,8 +8,9 @@ import torch
 
 from featherweight.allocation import Group, Row, Tables, Treatment
 from featherweight.budget import Budget
+from featherweight.mixes import MIXES, UNIFORM, drawn, mixed
 from featherweight.scoring import Score
-from featherweight.search import MIXES, UNIFORM, Strength, Trial, drawn, mixed, search
+from featherweight.search import Strength, Trial, search
 from featherweight.technique import Recipe
 from featherweight.techniques import Distill, LowRank, PruneChannels, PruneWeights, QuantizeStatic, QuantizeWeights
 

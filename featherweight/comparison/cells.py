@@ -27,13 +27,13 @@ from featherweight.comparison.scaling import Scale, scaled, with_epochs, with_ra
 from featherweight.data import Task, complete, example_inputs
 from featherweight.errors import FeatherweightError, RecipeError
 from featherweight.latency import latencies
+from featherweight.mixes import MIXES
 from featherweight.pipeline import compress
 from featherweight.portable import assemble
 from featherweight.recipe_files import recipe_from_json, recipe_to_yaml
 from featherweight.running import Outcome, run
 from featherweight.runtimes.onnxruntime import Session
 from featherweight.scoring import Score, evaluate
-from featherweight.search import MIXES
 from featherweight.technique import Context, Recipe
 
 RATES = (1.0, 1 / 3, 3.0)  # of the learning rates as written, in the order in which they are tried

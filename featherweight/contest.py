@@ -1,0 +1,150 @@
+"""Which mix of families heals best: trainings of all, compared on validation data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import cached_property
+from typing import Any
+
+from featherweight.allocation import Tables
+from featherweight.allocation.truth import Reference
+from featherweight.job import Job, Result
+from featherweight.mixes import MIXES, UNIFORM, Mix, drawn, mixed
+from featherweight.search import ROOM, SHORT, Strength
+from featherweight.technique import Context, Recipe
+
+_COMPARED = 2048  # validation samples on which mixes are compared
+_EPOCHS = 8  # with fewer, a whole epoch is no short training
+_FINALISTS = 2  # mixes that are trained for a part of an epoch; the others look worse untrained
+_RUNGS = ((SHORT, 1), (2, 2), (1, 2))
+"""How many times shorter than a trial the rounds of trainings are that compare mixes, and of how many mixes each leaves one.
+
+The first only makes their files as large as they may be. After a quarter, what prunes or rounds much still looks worse than it ends.
+"""
+_ONE_ROUND = ((SHORT, 2),)
+_DRAWN = 7  # mixes drawn beside the named ones where trainings are quick, and at most as many as trials
+_FULL = 0.96  # of a limited size: a file that leaves more is made larger where trainings are quick
+
+
+class Contest:
+    """The mixes of one job, and the trainings that decide between them.
+
+    Args:
+        job: started.
+        tables: of the model with its batch norms folded.
+        costs: of the original, as of `mixed`.
+    """
+
+    def __init__(self, job: Job, tables: Tables, costs: dict[str, float]) -> None:
+        self._job, self._tables, self._costs = job, tables, costs
+        more = drawn(min(_DRAWN, job.request.trials), job.request.seed)
+        self._mixes: dict[str, Mix | None] = {**MIXES, UNIFORM: None, **more}
+        self._best: str | None = None
+
+    def recipe(self, strength: Strength, mix: str, trains: bool = True) -> Recipe:
+        """Return the recipe of a strength and mix."""
+        return mixed(strength, self._mixes[mix], self._tables, self._costs, trains)
+
+    def winner(self, strength: Strength) -> tuple[str, Strength]:
+        """Return the mix that heals best, for all trials, and the strength at which its file is as large as it may be.
+
+        The best is the one whose training ends nearest to the original's outputs on validation data. All mixes are trained
+        shorter than a trial; the better half of them longer, and so on, each corrected by what its file was over the limit or left.
+        """
+        if self._best is None:
+            running = dict.fromkeys(self._entrants(strength), strength)
+            rungs, steps = self._rungs(strength), self._steps(strength)
+            for times, several in rungs:
+                told: dict[str, float] = {}
+                for name, own in running.items():
+                    told[name], result = self._heal(own.shorter(times), name, steps)
+                    running[name] = self._resized(own, result, fills=len(rungs) > 1)
+                better = sorted(told, key=told.__getitem__)[: math.ceil(len(told) / several)]
+                running = {name: running[name] for name in better}
+            self._best = next(iter(running))
+            return self._best, running[self._best]
+        return self._best, strength
+
+    def epochs(self, strength: Strength) -> float:
+        """Return the epochs that comparing mixes takes in all, at most."""
+        steps, total, mixes = self._steps(strength), 0.0, len(self._names(strength))
+        loader: Any = self._job.data.train
+        for times, several in self._rungs(strength):
+            total += mixes * strength.shorter(times).healing.total * (1.0 if steps is None else steps / len(loader))
+            mixes = math.ceil(mixes / several)
+        return total
+
+    def _rungs(self, strength: Strength) -> tuple[tuple[int, int], ...]:
+        """The rounds of trainings that compare mixes, as of `_RUNGS`.
+
+        Successive halving (Jamieson & Talwalkar, AISTATS 2016), to trainings as long as a trial, where trials are quick and only
+        costs are limited that training hardly changes: mixes heal at different speeds. Else one round.
+        """
+        quick = self._steps(strength) is None and self._job.quick and self._job.request.trials > 1
+        scored = any(self._job.request.budget.limit(name) is not None for name in ("drop", "latency"))
+        return _RUNGS if quick and not scored else _ONE_ROUND
+
+    def _entrants(self, strength: Strength) -> list[str]:
+        """The mixes to compare, none that comes to the same as one before it."""
+        recipes: dict[Recipe, str] = {}
+        for name in self._names(strength):
+            recipes.setdefault(self.recipe(strength.shorter(), name), name)
+        found = list(recipes.values())
+        return found if self._steps(strength) is None else self._nearest(strength, found)
+
+    def _names(self, strength: Strength) -> list[str]:
+        """As many named mixes as there may be trials, and where trainings are quick more that are drawn."""
+        named = [*MIXES, *([UNIFORM] if strength.share == 1 and not strength.static else [])]
+        more = [name for name in self._mixes if name not in MIXES and name != UNIFORM]
+        return named[: self._job.request.trials] + (more if len(self._rungs(strength)) > 1 else [])
+
+    def _steps(self, strength: Strength) -> int | None:
+        """Of an epoch of a short training; all where the full one has epochs enough that a whole one is short."""
+        loader: Any = self._job.data.train
+        if strength.epochs >= _EPOCHS or not hasattr(loader, "__len__"):
+            return None
+        return max(1, round(len(loader) * strength.epochs / SHORT))
+
+    @cached_property
+    def _reference(self) -> Reference:
+        """The original's outputs on validation data."""
+        data = dataclasses.replace(self._job.data, calibrate=self._job.data.validate)
+        return Reference(self._job.model, Context(data=data), _COMPARED)
+
+    def _nearest(self, strength: Strength, names: list[str]) -> list[str]:
+        """The mixes whose untrained candidates are nearest to the original, where training takes long: as many as are trained."""
+        if len(names) <= _FINALISTS:
+            return names
+        told = {
+            name: self._reference.divergence(
+                self._job.execute(self.recipe(strength, name, trains=False), by_user=False, measure=False).model
+            )
+            for name in names
+        }
+        return sorted(told, key=told.__getitem__)[:_FINALISTS]
+
+    def _heal(self, strength: Strength, name: str, steps: int | None) -> tuple[float, Result]:
+        """The divergence of a mix after the training of a strength, of so many steps an epoch, and the candidate."""
+        job = self._job
+        result = job.execute(self.recipe(strength, name), by_user=False, measure=False, steps=steps)
+        found = self._reference.divergence(result.model)
+        trained = f"{strength.healing.total} epochs" + (f" of {steps} steps" if steps is not None else "")
+        job.progress(f"mix {name}: {found:.4f} nats from the original after {trained}", 1.0)
+        return found, result
+
+    def _resized(self, strength: Strength, result: Result, fills: bool) -> Strength:
+        """The strength itself where the candidate's file fits, else the one at which it would.
+
+        Args:
+            strength: of the candidate.
+            result: the candidate.
+            fills: whether a file that leaves much of the limit is made larger.
+        """
+        limit = self._job.request.budget.limit("size")
+        if limit is None:
+            return strength
+        size, allowed = self._job.size(result), limit.allowed(self._job.before.size_bytes)
+        if size <= allowed and not (fills and size < _FULL * allowed):
+            return strength
+        return strength.resized(size, ROOM * allowed, self._costs)
