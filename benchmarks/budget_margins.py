@@ -50,6 +50,7 @@ from featherweight.techniques import (
 
 NAME = "budget_margins"
 EDGE = 0.3  # points
+SMALLER = 0.85  # of the bytes of the best other way, at which a joint network as accurate wins too
 TRIALS = 7  # so that all mixes are compared
 _STEPS = 10  # halvings of a strength
 _RAISED = 6  # times that a strength is raised where the trained file does not fit
@@ -247,13 +248,34 @@ def row(name: str) -> None:
 def wins() -> None:
     """Write the share of budgets that joint wins strictly, over the networks that have any."""
     margins = {(name, size): found for name in NETWORKS for size, found in _margins(name).items()}
-    if margins:
-        strict = [key for key, (margin, *_) in margins.items() if margin >= EDGE]
-        note = (
-            f"{len(strict)} of {len(margins)} budgets at least {EDGE} points better than the best other way: "
-            f"{', '.join(f'{name} {size}' for name, size in strict)}; wins by bytes at equal accuracy are not counted"
-        )
-        record(NAME, "budget.strict_wins", round(len(strict) / len(margins), 2), 1, note)
+    if not margins:
+        return
+    strict = [
+        f"{name} {size} by {margin:+.2f} points" for (name, size), (margin, *_) in margins.items() if margin >= EDGE
+    ]
+    for (name, size), (margin, best, _) in margins.items():
+        share = None if margin >= EDGE else _smaller(name, float(size[:-1]), best)
+        if share is not None:
+            strict.append(f"{name} {size} by {share:.2f} of the bytes at no less accuracy")
+    note = (
+        f"{len(strict)} of {len(margins)} budgets at least {EDGE} points better than the best other way, or, where it is not, with a joint "
+        f"network of a smaller budget that is as accurate and takes at most {SMALLER} of its bytes: {', '.join(strict) or 'none'}"
+    )
+    seeds = min(seeds for *_, seeds in margins.values())
+    record(NAME, "budget.strict_wins", round(len(strict) / len(margins), 2), seeds, note)
+
+
+def _smaller(name: str, factor: float, best: str) -> float | None:
+    """The bytes of the smallest joint network as accurate as the best other way at a budget, over that way's; None if not strict."""
+    other = _cells(name, factor)[best]
+    wanted, size = _accuracy(other), statistics.mean(one["bytes"] for one in other)
+    shares = []
+    for own in NETWORKS[name].factors:
+        joint = _cells(name, own).get("joint", [])
+        reached = _accuracy(joint) if len(joint) == len(other) else None
+        if reached is not None and wanted is not None and reached >= wanted:
+            shares.append(statistics.mean(one["bytes"] for one in joint) / size)
+    return min(shares) if min(shares, default=1.0) <= SMALLER else None
 
 
 def _say(message: str, share: float) -> None:
