@@ -50,7 +50,7 @@ def compress(
         recipe: what to do; when missing, one integer program picks it from damage and cost tables, for strengths that a search
             tries on validation data.
         teacher: whose outputs healing follows; the model itself when missing.
-        trials: most candidates that a search trains.
+        trials: most candidates that a search trains, besides the mixes of families that it compares first.
         epochs: most of one candidate's training, all its steps together, at least 2; when missing, what the network's size
             allows. A candidate that loses too much is trained twice as long once. A recipe has its own.
         seed: of every random draw; one seed gives one file, byte for byte.
