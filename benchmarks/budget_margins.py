@@ -34,6 +34,7 @@ from featherweight.artifact import compact, package
 from featherweight.edits import Write, to_json
 from featherweight.job import training_epochs
 from featherweight.measurement import structure
+from featherweight.mixes import EVERY
 from featherweight.portable import Graph, export_graph
 from featherweight.search import Strength
 from featherweight.tasks import mnist
@@ -51,7 +52,6 @@ from featherweight.techniques import (
 NAME = "budget_margins"
 EDGE = 0.3  # points
 SMALLER = 0.85  # of the bytes of the best other way, at which a joint network as accurate wins too
-TRIALS = 7  # so that all mixes are compared
 _STEPS = 10  # halvings of a strength
 _RAISED = 6  # times that a strength is raised where the trained file does not fit
 Cell = dict[str, Any]
@@ -125,7 +125,7 @@ def cell(task: Task, way: str, budget: int, seed: int) -> Cell:
     epochs = training_epochs(task.data, structure(task.model, task.data).macs or 0)
     healing = Strength(1.0, 4.0, epochs, False).healing
     if way == "joint":
-        report = compress(task.model, task.data, limit, seed=seed, trials=TRIALS, progress=_say).report
+        report = compress(task.model, task.data, limit, seed=seed, trials=EVERY, progress=_say).report
     else:
         wanted = float(budget)
         strength = _mildest(task, way, budget, seed)

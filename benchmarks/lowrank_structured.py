@@ -51,7 +51,7 @@ def measured(width: int, size: int, runtime: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure every width, batch and runtime, and write a row for each form: its smallest ratio."""
+    """Measure every width, batch and runtime, and write a row for each form: the mean of its ratios."""
     found: dict[str, dict[str, float]] = {}
     for width, size, runtime in itertools.product(WIDTHS, SIZES, RUNTIMES):
         found[f"{width} wide, {size} samples, {runtime}"] = measured(width, size, runtime)

@@ -38,8 +38,8 @@ class Contest:
 
     def __init__(self, job: Job, tables: Tables, costs: dict[str, float]) -> None:
         self._job, self._tables, self._costs = job, tables, costs
-        more = drawn(min(_DRAWN, job.request.trials), job.request.seed)
-        self._mixes: dict[str, Mix | None] = {**MIXES, UNIFORM: None, **more}
+        self._drawn = drawn(min(_DRAWN, job.request.trials), job.request.seed)
+        self._mixes: dict[str, Mix | None] = {**MIXES, UNIFORM: None, **self._drawn}
         self._best: str | None = None
 
     def recipe(self, strength: Strength, mix: str, trains: bool = True) -> Recipe:
@@ -96,8 +96,8 @@ class Contest:
     def _names(self, strength: Strength) -> list[str]:
         """As many named mixes as there may be trials, and where trainings are quick more that are drawn."""
         named = [*MIXES, *([UNIFORM] if strength.share == 1 and not strength.static else [])]
-        more = [name for name in self._mixes if name not in MIXES and name != UNIFORM]
-        return named[: self._job.request.trials] + (more if len(self._rungs(strength)) > 1 else [])
+        more = self._drawn if len(self._rungs(strength)) > 1 else ()
+        return [*named[: self._job.request.trials], *more]
 
     def _steps(self, strength: Strength) -> int | None:
         """Of an epoch of a short training; all where the full one has epochs enough that a whole one is short."""

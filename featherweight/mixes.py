@@ -30,6 +30,8 @@ MIXES: dict[str, Mix] = {
 _BOX = {"channels": (0.003, 1.0), "ranks": (0.1, 10.0), "zeros": (0.01, 3.0), "rounding": (1.0, 20.0)}
 UNIFORM = "uniform"
 """Name of the mix that is none."""
+EVERY = len(MIXES) + 1
+"""Trials that let all named mixes be compared, the uniform one among them."""
 _SURVIVOR_BITS = 2.8  # entropy of a non-zero code of 4 bits, about
 _TIE = 1.002
 

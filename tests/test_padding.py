@@ -65,6 +65,9 @@ def test_the_convolution_adds_the_zeros(runtime, tmp_path):
 def test_another_padding_stays(pad, tmp_path):
     model, whole, batch = made(pad)
     assert "Pad" in operators(whole)
+    assert (
+        operators(whole).count("QuantizeLinear") == 4
+    )  # one behind the convolution before it too, or that one were float
     found = deliver(whole, "onnxruntime", tmp_path, batch, expected_outputs(model, batch), model)
     assert found.agreement.sqnr_db > 35
 

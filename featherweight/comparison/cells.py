@@ -27,7 +27,7 @@ from featherweight.comparison.scaling import Scale, scaled, with_epochs, with_ra
 from featherweight.data import Task, complete, example_inputs
 from featherweight.errors import FeatherweightError, RecipeError
 from featherweight.latency import latencies
-from featherweight.mixes import MIXES
+from featherweight.mixes import EVERY
 from featherweight.pipeline import compress
 from featherweight.portable import assemble
 from featherweight.recipe_files import recipe_from_json, recipe_to_yaml
@@ -37,7 +37,6 @@ from featherweight.scoring import Score, evaluate
 from featherweight.technique import Context, Recipe
 
 RATES = (1.0, 1 / 3, 3.0)  # of the learning rates as written, in the order in which they are tried
-_EVERY_MIX = len(MIXES) + 1  # trials that let the joint search compare all mixes, the uniform one among them
 _SECONDS = 0.4  # of timing each of two models
 
 
@@ -226,7 +225,7 @@ class Cell:
             ground.model,
             ground.data,
             f"size<={self.budget}",
-            trials=_EVERY_MIX,
+            trials=EVERY,
             epochs=max(2, rules.epochs),
             seed=self.seed,
             device=rules.device,
@@ -252,7 +251,7 @@ class Cell:
         """Return the command line that makes this row's file again."""
         words = ["featherweight", "compress", rules.task, "--budget", f"size<={self.budget}", "--seed", str(self.seed)]
         if self.contender.recipe is None:
-            return shlex.join([*words, "--trials", str(_EVERY_MIX), "--epochs", str(max(2, rules.epochs))])
+            return shlex.join([*words, "--trials", str(EVERY), "--epochs", str(max(2, rules.epochs))])
         return shlex.join([*words, "--recipe", str(self.path.with_suffix(".yaml"))])
 
 

@@ -44,8 +44,8 @@ class FactorTensors(Technique):
         "Tensorizing Neural Networks", NeurIPS 2015; Rajbhandari et al., "AntMan", 2019 (groups); Cheng et al., ICCV 2015
         (circulant); Lebedev et al., ICLR 2015 (canonical).
     Use when: very few bytes are wanted of very large layers; the start is far from the original, so heal with many epochs.
-    Costs: a few decompositions a layer; what runs afterwards are several small products, slower than one dense one but for
-        `groups` and `circulant` from 1,024 wide on.
+    Costs: a few decompositions a layer; what runs afterwards are several small products, seldom faster than one dense one
+        but for `groups` from 512 wide on and `circulant` from 1,024.
     """
 
     stage: ClassVar[Stage | None] = Stage.FACTOR

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,13 @@ _TRANSPARENT = {
 _WEIGHTS_ALONE = "integer weights alone: no runtime computes it on integer activations of a fixed grid"
 _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 _COMPUTE = {*_CONVOLUTIONS, aten.linear.default}
+_ZEROS = (
+    (),
+    ("constant",),
+    ("constant", None),
+    ("constant", 0),
+    ("constant", 0.0),
+)  # how a padding says that it adds them
 
 
 @final
@@ -153,5 +160,7 @@ def _end(node: Node) -> Node:
 
 def _pads_with_zeros(node: Node) -> bool:
     """Whether a node adds zeros around images, which the convolution behind it takes over when it is exported."""
-    filled = node.args[2:] in ((), ("constant",), ("constant", None), ("constant", 0), ("constant", 0.0))
-    return node.target is aten.pad.default and filled and all(user.target in _CONVOLUTIONS for user in node.users)
+    if node.target is not aten.pad.default or node.args[2:] not in _ZEROS:
+        return False
+    amounts: Any = node.args[1]  # negative ones cut
+    return min(amounts) >= 0 and all(user.target in _CONVOLUTIONS for user in node.users)
