@@ -16,9 +16,9 @@ from featherweight.layers.quantized import limit, round_mantissa, round_together
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.attention import attention_swaps
 from featherweight.techniques.compensated_rounding import damped, least_squares, moved_bias, rows_of
-from featherweight.techniques.moments import input_energy
+from featherweight.techniques.moments import input_energy, inverse_factor
 from featherweight.techniques.paired import Pair
-from featherweight.techniques.rate_distortion import HIGHEST, Rounding, codes_of, refitted_step
+from featherweight.techniques.rate_distortion import HIGHEST, Rounding, codes_of, refitted_step, uncompensated
 from featherweight.techniques.recurrent import recurrent_moments, recurrent_swaps
 from featherweight.techniques.sensitivity import curvatures
 from featherweight.techniques.sequential import inside_recurrent, reached
@@ -45,8 +45,8 @@ class QuantizeRateDistortion(Technique):
     `sensitivity`: `fisher`, of what the model itself predicts on calibration data, without labels; `inputs`, energy of each
     input relative to the layer's output; `none`, errors relative to the layer's weights. `compensate` goes through the layers
     in the order of their calls: the weight that keeps a layer's outputs, given what reaches it through those before, takes the
-    place of its own, the error of each code moves to the later inputs of its row, and biases take what is left; layers whose
-    inputs are not watched (embeddings) go without. Exact zeros of pruned tensors stay.
+    place of its own, the error of each code moves to the later inputs of its row, and biases take what is left; steps grow as
+    errors shrink by it. Layers whose inputs are not watched (embeddings) go without. Exact zeros of pruned tensors stay.
 
     Paper: Wiedemann et al., "DeepCABAC", 2019; compensated: Conzelmann & Bamler, CERWU, 2025, after Frantar et al., GPTQ,
         ICLR 2023, and Li et al., GPTAQ, ICML 2025; steps: Choi, El-Khamy & Lee, "Towards the Limit of Network Quantization", ICLR 2017.
@@ -128,7 +128,7 @@ class QuantizeRateDistortion(Technique):
         if pair is not None:
             made = _compensated(made, rows_of(weight, pair), pair, bias is not None)
         each = self.per_channel and not isinstance(layer, _TRANSPOSED)  # whose rows are no outputs
-        mean = worth.mean(1, keepdim=True) if each else worth.mean().reshape(1, 1)
+        mean = made.worth.mean(1, keepdim=True) if each else made.worth.mean().reshape(1, 1)
         sizes = made.weight.abs()
         largest = sizes.amax(1, keepdim=True) if each else sizes.max().reshape(1, 1)
         step = torch.maximum(mean.rsqrt(), largest / HIGHEST)
@@ -145,12 +145,18 @@ class QuantizeRateDistortion(Technique):
 
 
 def _compensated(made: Rounding, rows: Tensor, pair: Pair, biased: bool) -> Rounding:
-    """The same with errors compensated: a row's weights share what an error of its output costs by their inputs' energy."""
+    """The same with errors compensated: a row's weights share what an error of its output costs by their inputs' energy.
+
+    Their worth is what compensation leaves of it. Inputs that are much alike leave little, and so allow a coarser step.
+    """
     second, cross = damped(pair, biased)
     energy = pair.second.diagonal(dim1=1, dim2=2).mean(1).cpu().clamp_min(_TINY)
     gain = made.worth.mean(1, keepdim=True) / energy.repeat_interleave(rows.shape[1])[:, None]
     target = least_squares(rows, second, cross, pair.samples).cpu().reshape(made.weight.shape)
-    return dataclasses.replace(made, weight=target.masked_fill(made.held, 0.0), moment=second, gain=gain)
+    factor = inverse_factor(second, 0.0).cpu()
+    worth = made.worth * (uncompensated(factor).mean() / energy.mean())
+    weight = target.masked_fill(made.held, 0.0)
+    return dataclasses.replace(made, weight=weight, worth=worth, moment=second, factor=factor, gain=gain)
 
 
 def _seldom_met(worth: Tensor) -> Tensor:

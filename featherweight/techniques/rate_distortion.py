@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from featherweight.coding.choice import Chooser
-from featherweight.techniques.moments import inverse_factor
 
 _BLOCK = 128  # columns after which compensation reaches the columns behind
 _DEAD_ZONE = 0.15  # about by how much bits widen what becomes zero; for the first guess of magnitudes alone
@@ -26,6 +25,7 @@ class Rounding:
         side: columns of the kernel; 1 where there is none.
         rate: what a bit costs.
         moment: second moment of the inputs, damped, `[groups, in, in]` float64, where errors are to be compensated.
+        factor: upper Cholesky factor of the inverse of the moment, then.
         gain: what the square of an error of each row's output costs then, `[out, 1]`; by it the step is refitted.
     """
 
@@ -35,6 +35,7 @@ class Rounding:
     side: int
     rate: float
     moment: Tensor | None = None
+    factor: Tensor | None = None
     gain: Tensor | None = None
 
 
@@ -52,13 +53,12 @@ def codes_of(made: Rounding, step: Tensor) -> Tensor:
     values, worth = made.weight / step, made.worth * step.square()
     mean = max(float((values.abs() - _DEAD_ZONE).clamp(0, HIGHEST).round().mean()), 2.0**-10)
     chooser = Chooser(mean, len(values), made.side, made.rate, HIGHEST)
-    if made.moment is None or made.gain is None:
+    if made.factor is None:
         codes, _ = chooser.block(values.numpy(), worth.masked_fill(made.held, -1.0).numpy())
         return torch.from_numpy(codes).double()
-    factor = inverse_factor(made.moment, 0.0).cpu()
+    factor, left = made.factor, uncompensated(made.factor)[:, None]
     groups, width = factor.shape[:2]
     rest = values.reshape(groups, -1, width).clone()
-    left = factor.diagonal(dim1=1, dim2=2).square().reciprocal()[:, None]  # of an error's energy, once compensated
     costs = worth.mean(1).reshape(groups, -1, 1) * left / left.mean(2, keepdim=True)
     costs = costs.masked_fill(made.held.reshape(costs.shape), -1.0)
     found = []
@@ -69,6 +69,15 @@ def codes_of(made: Rounding, step: Tensor) -> Tensor:
         rest[..., end:] -= torch.from_numpy(errors).reshape(groups, -1, end - start) @ factor[:, start:end, end:]
         found.append(torch.from_numpy(codes))
     return torch.cat(found, 1).double()
+
+
+def uncompensated(factor: Tensor) -> Tensor:
+    """Return what is left of the energy of a unit error at each input once later inputs make good for it, `[groups, in]`.
+
+    Args:
+        factor: upper Cholesky factors of the inverse second moments of the inputs, `[groups, in, in]`.
+    """
+    return factor.diagonal(dim1=1, dim2=2).square().reciprocal()
 
 
 def refitted_step(made: Rounding, codes: Tensor, step: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def rounding(weight, rate=0.0, moment=None, worth=1.0, held=False, side=1):
     if moment is None:
         return Rounding(weight, worths, zeros, side, rate)
     energy = moment.diagonal(dim1=1, dim2=2).mean(1).repeat_interleave(len(weight) // len(moment))
-    return Rounding(weight, worths, zeros, side, rate, moment, worth / energy[:, None])
+    return Rounding(weight, worths, zeros, side, rate, moment, inverse_factor(moment, 0.0), worth / energy[:, None])
 
 
 ONE = torch.ones(1, 1, dtype=torch.float64)
