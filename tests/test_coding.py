@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featherweight.coding import Reader, decode_symbols, decode_tensor, encode_symbols, encode_tensor, fixed, neighbours
+from featherweight.coding.fits import plans
 from featherweight.coding.machine import has_compiler
-from featherweight.coding.neighbours import MOST_COLUMNS, Plan, decode_neighbours, encode_neighbours, plans
+from featherweight.coding.neighbours import MOST_COLUMNS, Plan, decode_neighbours, encode_neighbours
 from featherweight.errors import ArtifactError
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]

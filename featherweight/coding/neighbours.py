@@ -1,4 +1,4 @@
-"""Integer matrices whose values follow from their neighbours: what the encoder fits, what is sent, and the first counts.
+"""Integer matrices whose values follow from their neighbours: what is sent before the first value, and the first counts.
 
 A value is expected where a weighted sum of its neighbours says, and as far from there as another says; both sums put it
 into a context, whose counts start as a bell (a logistic distribution) and learn. Weights are least-squares fits of the
@@ -7,14 +7,13 @@ encoder, sent in steps of 1/64; one set for each place in the kernel of a convol
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featherweight.coding.fixed import ONE, UNIT, Floats, Integers, logarithm, logistic
+from featherweight.coding.fixed import ONE, UNIT, Integers, logarithm, logistic
 from featherweight.coding.machine import run
 from featherweight.coding.priors import Prior
 from featherweight.coding.ranges import Decoder, Encoder
@@ -27,7 +26,6 @@ from featherweight.coding.scan import (
     OPENING,
     PAD,
     PARTS,
-    PRIOR,
     SLOPES,
     SPREADS,
     STEP,
@@ -42,24 +40,24 @@ LARGEST_ALPHABET = 256
 MOST_COLUMNS = 1 << 22
 """Most columns, which take 40 bytes each."""
 
+LONGEST_PERIOD = 32
+"""Most sets of slopes."""
+
+FINEST = 24
+"""Most fractional bits of a magnitude."""
+
 _APART, _KERNEL, _LINE, _CENTRE, _SLOPES, _WEIGHTS = 1, 2, 4, 8, 16, 32  # bits of the head
 _USUAL_SIDE = 3
 _EIGHTHS = (512, 558, 609, 664, 724, 790, 861, 939)  # an octave in eight steps
 # what trained networks have in common, taken where nothing is sent: slopes in a kernel, weights of magnitudes
 _USUAL_SLOPES = {False: (16, 16, -5, 4, 10), True: (36, 36, -12, 30, 60)}
 _USUAL_WEIGHTS = {False: (4, 18, 28, 5, 3, 2), True: (13, 15, 20, 6, 4, 2)}
-_LONGEST_PERIOD = 32
-_SAMPLE = 60_000  # places that the fits look at
 _STRENGTH = 14  # seen symbols that a bell counts for
 _LOW_STRENGTH = 64
 _FLAG_STRENGTH = 24
 _MAGNITUDE_STRENGTH = 8
 _SIGN_STRENGTH = 12
 _SIGN_SLOPE = 4  # classes of expected values to a unit of log-odds
-_FINEST = 24  # most fractional bits of a magnitude
-_SPARSE = 0.4  # share of zeros from which on telling them apart is tried
-_ALWAYS_SPARSE = 0.8
-
 _SLOPE_SPREAD = Prior(255, 127, 127, shape=2, strength=6, scale=30)
 _STEPS = np.triu(np.full((CELLS, CELLS), STEP, np.int32)).reshape(-1)  # what each symbol adds to the counts up to each
 
@@ -133,7 +131,7 @@ class Plan:
             ArtifactError: the bytes are no such plan.
         """
         head, mean = reader.byte(), reader.byte()
-        if head >= 2 * _WEIGHTS or mean > 8 * _FINEST:
+        if head >= 2 * _WEIGHTS or mean > 8 * FINEST:
             raise ArtifactError(f"{reader.what}: unknown plan {head}, {mean}")
         apart = bool(head & _APART)
         spread = 1 + reader.varint(16 * size) if apart else reader.byte() - 128
@@ -144,7 +142,7 @@ class Plan:
         slopes, weights = usual_slopes(apart, side), usual_weights(apart)
         if head & _SLOPES:
             period = reader.byte()
-            if not 1 <= period <= _LONGEST_PERIOD:
+            if not 1 <= period <= LONGEST_PERIOD:
                 raise ArtifactError(f"{reader.what}: a period of {period}")
             table = Decoder(reader.framed()).alike(period * SLOPES, _SLOPE_SPREAD.weights().astype(np.float64))
             slopes = table.astype(np.int64).reshape(period, SLOPES) - 127
@@ -169,7 +167,7 @@ class Plan:
             writing,
             shape,
             self.apart,
-            _reach(self.side),
+            reach(self.side),
             self.slopes.reshape(-1),
             self.weights,
             self._classes(),
@@ -226,6 +224,11 @@ def usual_weights(apart: bool) -> Integers:
     return np.array(_USUAL_WEIGHTS[apart], np.int64)
 
 
+def reach(side: int) -> tuple[int, int, int]:
+    """Return the distances of the neighbours: left, above and above to the left, where lines are `side` long."""
+    return (1, side, side + 1) if side > 1 else (1, 2, 3)
+
+
 def _bell(edges: Integers, scale: Integers | int, strength: int) -> NDArray[np.int32]:
     """Return cumulative counts, `[contexts, CELLS]`, of a logistic distribution between edges."""
     odds = (edges * UNIT) // scale
@@ -257,7 +260,7 @@ def encode_neighbours(plan: Plan, places: NDArray[np.integer], usual: int, fast:
     """Code values in [0, size), `[rows, columns]`, both at least 1.
 
     Args:
-        plan: from `plans`.
+        plan: from `fits.plans`.
         places: the values.
         usual: the centre that a reader assumes when none is written.
         fast: compiled or in plain Python; None chooses.
@@ -285,122 +288,3 @@ def decode_neighbours(
     run(scan, PARTS, 2, plan.arguments(symbols, data, len(stream), False), fast)
     symbols += np.int16(plan.centre)
     return symbols
-
-
-def plans(places: NDArray[np.integer], size: int, usual: int, period: int, thorough: bool) -> Iterator[Plan]:
-    """Yield the plans that are worth a try, likeliest last.
-
-    Args:
-        places: values in [0, size), `[rows, columns]`, both at least 1, not all alike.
-        size: of the alphabet, 2 to 256.
-        usual: the place of zero, or the nearest.
-        period: columns after which a place has the same meaning again: those of a convolution's kernel, or 1.
-        thorough: try more of them.
-    """
-    zeros = float((places == usual).mean())
-    for apart in (False, True):
-        if (apart and zeros < _SPARSE) or (not apart and zeros > _ALWAYS_SPARSE):
-            continue
-        centre = usual if apart or (zeros > 0 and 0 < usual < size - 1) else int(np.median(places))
-        yield from _fitted(_Sample(places, centre, apart, period), size, thorough)
-
-
-class _Sample:
-    """Rows of a matrix with what is known before each place, for least-squares fits."""
-
-    def __init__(self, places: NDArray[np.integer], centre: int, apart: bool, period: int) -> None:
-        rows, columns = places.shape
-        self.apart, self.centre, self.total = apart, centre, places.size
-        chosen = np.unique(np.linspace(0, rows - 1, max(8, min(rows, _SAMPLE // columns))).astype(int))
-        values = places.astype(np.int16) - np.int16(centre)
-        sizes = (values != 0) if apart else np.abs(values)
-        self.mean = max(float(sizes.mean()), 2.0**-_FINEST)
-        own, own_sizes = values[chosen].astype(np.float64), sizes[chosen].astype(np.float64)
-        before, sizes_before = _sums_before(values, chosen), _sums_before(sizes, chosen)
-        share = 1 / (chosen[:, None] + PRIOR)
-        steps = np.arange(columns)[None] // 16 * 16  # means of a row are brought up to date every 16 columns
-        drift, level = before * share, (sizes_before + PRIOR * self.mean) * share
-        row_drift = _row_sums(own, steps) / (steps + 8)
-        expected = _row_sums(level, steps)
-        ratio = (_row_sums(own_sizes, steps) + 8 * self.mean) / (expected + 8 * self.mean)
-        self.period = period if columns % period == 0 and period <= _LONGEST_PERIOD else 1
-        self.side = max(1, round(self.period**0.5))
-        shifted = [_shifted(own, distance) for distance in _reach(self.side)]
-        self.values = own.reshape(-1)
-        self.used = self.values != 0 if apart else np.ones(own.size, bool)
-        self.known = np.stack([*shifted, drift, row_drift], -1).reshape(own.size, -1)
-        near = [(one != 0) if apart else np.abs(one) for one in shifted[:3]]
-        self.levels = np.stack([np.full_like(level, self.mean), level, level * ratio, *near], -1).reshape(own.size, -1)
-        self.phases = np.tile(np.arange(columns) % self.period, len(own))
-
-    def slopes(self, period: int) -> Integers:
-        """Return the slopes that fit best, `[period, SLOPES]`."""
-        phases = self.phases % period
-        chosen = [self.used & (phases == phase) for phase in range(period)]
-        return np.stack([_least_squares(self.known[here], self.values[here]) for here in chosen])
-
-    def expected(self, slopes: Integers) -> Floats:
-        """Return the expected values, `[places]`, under slopes, `[period, SLOPES]`."""
-        table = slopes.astype(np.float64)[self.phases % len(slopes)] / 64
-        return np.asarray(np.einsum("ij,ij->i", self.known, table))
-
-    def gain(self, slopes: Integers) -> float:
-        """Return about how many bytes the whole matrix gets shorter by these slopes, `[period, SLOPES]`."""
-        if not self.used.any():
-            return 0.0
-        values, rest = self.values[self.used], (self.values - self.expected(slopes))[self.used]
-        before, after = (float(np.square(part).sum()) + len(part) / 12 for part in (values, rest))
-        return self.total * float(self.used.mean()) * 0.5 * float(np.log2(before / after)) / 8
-
-
-def _fitted(sample: _Sample, size: int, thorough: bool) -> Iterator[Plan]:
-    """Yield plans without and with weights of neighbours and of magnitudes."""
-    mean = min(max(0, round(8 * float(np.log2(512 / sample.mean)))), 8 * _FINEST)
-    options = []
-    for period in sorted({1, sample.period}):
-        slopes = sample.slopes(period)
-        options.append((sample.gain(slopes) - 0.7 * slopes.size - 3, slopes))
-    usual = usual_slopes(sample.apart, sample.side)
-    options.append((sample.gain(usual), usual))
-    options.sort(key=lambda option: option[0])
-    for _, slopes in options if thorough else options[-1:]:
-        expected = sample.expected(slopes)
-        rest = (sample.values != 0).astype(np.float64) if sample.apart else np.abs(sample.values - expected)
-        for weights in (usual_weights(sample.apart), _least_squares(sample.levels, rest))[0 if thorough else 1 :]:
-            if sample.apart:
-                spread = round(16 * float(np.abs(sample.values[sample.used]).mean())) if sample.used.any() else 16
-            else:
-                guess = (sample.levels @ (weights / 64)).clip(0)
-                ratio = max(float((guess if guess.any() else rest).mean()), 1e-4) / sample.mean
-                spread = min(max(-128, round(8 * float(np.log2(ratio)))), 127)
-            yield Plan(size, sample.centre, sample.apart, mean, spread, sample.side, slopes, weights)
-
-
-def _least_squares(known: Any, wanted: Any) -> Integers:
-    """Return weights, `[inputs]`, in whole 1/64 within int8, for `known`, `[places, inputs]`."""
-    square = known.T @ known + (1e-3 * len(known) + 1e-6) * np.eye(known.shape[1])
-    fit = np.linalg.solve(square, known.T @ wanted)
-    return np.asarray(np.clip(np.rint(64 * fit), -127, 127), np.int64)
-
-
-def _reach(side: int) -> tuple[int, int, int]:
-    """Return the distances of the neighbours: left, above and above to the left, where lines are `side` long."""
-    return (1, side, side + 1) if side > 1 else (1, 2, 3)
-
-
-def _shifted(values: Any, distance: int) -> Any:
-    moved = np.zeros_like(values)
-    moved[:, distance:] = values[:, : max(0, values.shape[1] - distance)]
-    return moved
-
-
-def _row_sums(values: Any, steps: Any) -> Any:
-    """Return the sum of each row before the column that `steps`, `[1, columns]`, names, `[rows, columns]`."""
-    sums = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, 1)], 1)
-    return sums[:, steps[0]]
-
-
-def _sums_before(values: Any, chosen: Any) -> Any:
-    """Return the sum of each column before each chosen row, `[chosen, columns]`; the first chosen is row 0."""
-    blocks = np.add.reduceat(values, chosen, axis=0, dtype=np.int64)
-    return np.cumsum(blocks, 0) - blocks

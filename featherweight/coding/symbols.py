@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from featherweight.coding.adaptive import decode_adaptive, encode_adaptive
+from featherweight.coding.fits import plans
 from featherweight.coding.neighbours import LARGEST_ALPHABET as _LARGEST_NEIGHBOURS
-from featherweight.coding.neighbours import MOST_COLUMNS, decode_neighbours, encode_neighbours, plans
+from featherweight.coding.neighbours import MOST_COLUMNS, decode_neighbours, encode_neighbours
 from featherweight.coding.varint import Bytes, Reader, framed, signed_varint, varint
 from featherweight.errors import ArtifactError
 
