@@ -4,8 +4,8 @@
 
 Needs the extras `bench` and `speed`. ResNet-56 and VGG-19 on CIFAR-10 (JPEG copy), MiniLM on SST-2; nothing is trained, no
 label is read before scores are. The coarsest setting of a way that keeps an accuracy is found by halving, and then among all
-that were measured and the four to either side of it; on MiniLM, which 692 sentences score, our steps are twice as dense and twelve
-to either side count. Since accuracies are noisy, that of a setting is read off the rising curve that comes nearest to all of its
+that were measured, until the four to either side of it are among them; on MiniLM, which 692 sentences score, our steps are twice as
+dense and it is twelve. Since accuracies are noisy, that of a setting is read off the rising curve that comes nearest to all of its
 way: any that rises (isotonic regression: Barlow et al., 1972), and on MiniLM, where all of them tie within a sentence or two, one
 whose loss falls exponentially with the bytes, as errors of rounding do. Bytes are those of the streams of all quantized tensors,
 scales included. Nearest codes have a step in proportion to each tensor's root mean square, and our coder. After ours the statistics
@@ -57,7 +57,7 @@ BATCHES = {"resnet56": 8, "vgg19": 4, "minilm": 16}
 STEPS = (0.14, 0.17, 0.2, 0.24, 0.28, 0.33, 0.4, 0.45, 0.5, 0.55, 0.6, 0.66, 0.72, 0.78, 0.85, 0.92, 1.0, 1.1, 1.2, 1.3)
 STEPS += (1.4, 1.55, 1.7, 1.85, 2.0, 2.2, 2.4, 2.6, 2.8, 3.1, 3.4)
 QUANTIZERS = tuple(range(-36, -11, 1))
-AROUND = 4  # settings that are tried to either side of the one that halving finds
+FIRST, AROUND = 2, 4  # settings that are tried to either side of the one found so far
 DENSE = ("minilm",)  # few sentences tell neighbours apart by chance: our steps between as well, and 12 to either side
 LOSS, APART = 0.5, 0.1  # points of validation accuracy
 Cell = dict[str, Any]
@@ -118,10 +118,17 @@ class Bench:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(labels[middle]) else (low, middle)
-        around = 3 * AROUND if self.name in DENSE and way != "nncodec" else AROUND
-        for label in labels[max(0, low - around) : low + around + 1]:
-            self.cell(label, made[label])
-        return next((label for label, value in self.curve(way) if value >= floor), None)
+        label: str | None = labels[max(0, low)]
+        for reach in (FIRST, 3 * AROUND if self.name in DENSE and way != "nncodec" else AROUND):
+            missing = True
+            while label is not None and missing:
+                place = labels.index(label)
+                near = labels[max(0, place - reach) : place + reach + 1]
+                missing = any(f"{self.name} {one}" not in self.cells for one in near)
+                for one in near:
+                    self.cell(one, made[one])
+                label = next((one for one, value in self.curve(way) if value >= floor), None)
+        return label
 
     def curve(self, way: str) -> list[tuple[str, float]]:
         """Return the measured settings of a way and their validation accuracies made to rise with bytes, fewest bytes first."""

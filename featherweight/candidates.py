@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 
+from torch import nn
+
 from featherweight import measurement as measuring
-from featherweight.allocation import EIGHTHS, tables_of, with_seconds
+from featherweight.allocation import EIGHTHS, Tables, tables_of, with_seconds
 from featherweight.contest import Contest
-from featherweight.errors import RecipeError
 from featherweight.job import MARGIN, Job, Result, file_floor
 from featherweight.mixes import MIXES
 from featherweight.portable import assemble
@@ -17,6 +18,7 @@ from featherweight.scoring import evaluate
 from featherweight.search import Strength, Trial, search
 from featherweight.technique import Context, Recipe
 from featherweight.techniques import FoldBatchNorm, QuantizeStatic
+from featherweight.untrained import Untrained
 
 _SPARED = 4  # times shorter than the whole a training must be to be worth trying first
 _CORRECTIONS = 6  # of the seconds of one mix
@@ -29,14 +31,10 @@ class Candidates:
         job: started.
 
     Raises:
-        RecipeError: there is no training data to heal on.
+        RecipeError: there is no training data, and the budget limits what only cuts can make smaller.
     """
 
     def __init__(self, job: Job) -> None:
-        if job.data.train is None:
-            raise RecipeError(
-                "the default recipe heals by training and Data(train=...) is missing: give it, or a recipe"
-            )
         self.job = job
         self.budget = job.request.budget
         self.whole = assemble(job.original, job.model.state_dict())
@@ -50,13 +48,20 @@ class Candidates:
         folded, edits = run(FoldBatchNorm(), job.model, context)
         self.costs["floor"] = float(file_floor(folded.cpu(), edits, job.graph_of(folded, edits)))
         self.priced: dict[Recipe, dict[str, float]] = {}  # by untrained recipe
-        if "latency" in self.costs:
-            plain = job.execute(Recipe((FoldBatchNorm(), QuantizeStatic())), by_user=False, measure=False)
-            whole, tables = assemble(plain.graph, plain.model.state_dict()), tables_of(folded, context, shares=EIGHTHS)
-            tables = with_seconds(tables, folded, context, whole, self.whole, job.table)
+        self.contest: Contest | Untrained
+        if job.data.train is None:
+            self.contest = Untrained(job, self.price, self.costs)
         else:
-            tables = tables_of(folded, context)
-        self.contest = Contest(job, tables, self.costs)
+            self.contest = Contest(job, self._tables(folded, context), self.costs)
+
+    def _tables(self, folded: nn.Module, context: Context) -> Tables:
+        """Damage and costs of every treatment of the model with its batch norms folded, in seconds too where they are limited."""
+        if "latency" not in self.costs:
+            return tables_of(folded, context)
+        job = self.job
+        plain = job.execute(Recipe((FoldBatchNorm(), QuantizeStatic())), by_user=False, measure=False)
+        whole, tables = assemble(plain.graph, plain.model.state_dict()), tables_of(folded, context, shares=EIGHTHS)
+        return with_seconds(tables, folded, context, whole, self.whole, job.table)
 
     def search(self) -> list[Trial]:
         """Return the trials, the best last."""

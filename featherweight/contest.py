@@ -11,7 +11,7 @@ from featherweight.allocation import Tables
 from featherweight.allocation.truth import Reference
 from featherweight.job import Job, Result
 from featherweight.mixes import MIXES, UNIFORM, Mix, drawn, mixed
-from featherweight.search import ROOM, SHORT, Strength
+from featherweight.search import FULL, ROOM, SHORT, Strength
 from featherweight.technique import Context, Recipe
 
 _COMPARED = 2048  # validation samples on which mixes are compared
@@ -24,7 +24,6 @@ The first only makes their files as large as they may be. After a quarter, what 
 """
 _ONE_ROUND = ((SHORT, 2),)
 _DRAWN = 7  # mixes drawn beside the named ones where trainings are quick, and at most as many as trials
-_FULL = 0.96  # of a limited size: a file that leaves more is made larger where trainings are quick
 
 
 class Contest:
@@ -145,6 +144,6 @@ class Contest:
         if limit is None:
             return strength
         size, allowed = self._job.size(result), limit.allowed(self._job.before.size_bytes)
-        if size <= allowed and not (fills and size < _FULL * allowed):
+        if size <= allowed and not (fills and size < FULL * allowed):
             return strength
         return strength.resized(size, ROOM * allowed, self._costs)

@@ -48,7 +48,8 @@ def compress(
         data: example, loaders, loss and score; what is missing is split off or left out, and the report says so.
         budget: limits such as `"size<=2%, drop<=1pt"`; see `Budget.parse`.
         recipe: what to do; when missing, one integer program picks it from damage and cost tables, for strengths that a search
-            tries on validation data.
+            tries on validation data. Where there is no training data nothing is cut, and weights are rounded as far as limits on
+            size, latency and drop ask.
         teacher: whose outputs healing follows; the model itself when missing.
         trials: most candidates that a search trains, besides the mixes of families that it compares first.
         epochs: most of one candidate's training, all its steps together, at least 2; when missing, what the network's size
@@ -71,8 +72,8 @@ def compress(
 
     Raises:
         BudgetError: the budget cannot be read or is impossible, or with `strict` was missed.
-        RecipeError: `epochs` is less than 2, or `device_command` has no `{model}`, no program or no latency limit, besides what
-            is wrong with a recipe.
+        RecipeError: `epochs` is less than 2; a limit needs cuts and there is nothing to heal them on; `device_command` has no
+            `{model}`, no program or no latency limit; besides what is wrong with a recipe.
         DataError, ModelError, ExportError, ArtifactError: see there; the message says what would work.
     """
     begin = time.perf_counter()

@@ -40,7 +40,7 @@ def plan(
 
     Args:
         model: the trained model; it is not changed.
-        data: as for `compress`; training data is needed.
+        data: as for `compress`.
         budget: limits.
         trials: most candidates that would be trained.
         seed: of every random draw.
@@ -49,9 +49,8 @@ def plan(
         device_command: times an exported file where it shall run, as for `compress`.
 
     Returns:
-        `feasible`, whether every limit but the drop is met by the untrained candidate; `limits`, one row each; `divergence`,
-        its predicted damage in nats before healing; `recipe`; `seconds` of one trial, and at most; `memory_bytes`, of weights,
-        gradients, moments and teacher, activations not counted.
+        `feasible`, whether every limit but the drop is met by the untrained candidate; `limits`, one row each; `recipe`;
+        `seconds` of one trial, and at most; `memory_bytes`, of weights, gradients, moments and teacher, activations not counted.
 
     Raises:
         BudgetError: the size is below that of a file without information.
@@ -70,16 +69,18 @@ def plan(
 
 def _planned(candidates: Candidates, trials: int) -> dict[str, Any]:
     job, budget = candidates.job, candidates.budget
+    begin = time.perf_counter()
     strength = first_strength(budget, candidates.costs, candidates.cheap, job.epochs)
     costs = candidates.cheap(strength)
+    untrained = (time.perf_counter() - begin) / max(1, len(candidates.priced))
     rows = []
     for limit in budget.limits:
         allowed = limit.allowed(candidates.costs.get(limit.metric, job.score.value))
         found = costs.get(limit.metric)
         met = None if found is None else found <= allowed  # what training alone can tell
         rows.append({"limit": str(limit), "allowed": allowed, "untrained": found, "met": met})
-    epoch = _epoch_seconds(job)
-    trial = epoch * strength.healing.total
+    epoch = _epoch_seconds(job) if job.data.train is not None else 0.0
+    trial = epoch * strength.healing.total if epoch else untrained
     short = epoch * strength.shorter().healing.total
     comparing = epoch * candidates.contest.epochs(strength)
     most = 1 if budget.limit("drop") is None else trials

@@ -22,6 +22,8 @@ SHORT = 16
 """How many times shorter than a trial the first trainings are that compare mixes, and that a mild trial makes do with."""
 ROOM = 0.995
 """Of a limited size, what a file is resized to; further training changes it a little."""
+FULL = 0.96
+"""Of a limited size: a file that leaves more is made larger, where that takes little time."""
 _SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.16, 0.1, 0.06, 0.03)
 _GROW = 2.0
 _CLOSE = 1.08  # stop when the factors that hold and fail are this near
@@ -199,8 +201,8 @@ def _strengths(
     """Yield the strength to try next, judging by the last trial in `made`.
 
     A file that is too large is tightened by what it was over. One that holds is made smaller, if the drop has a limit, until
-    one fails; then the search goes between the two. One that is small enough and too inaccurate trains twice as long once,
-    and then, where the size leaves room, gets milder.
+    one fails; then the search goes between the two. One that is small enough and too inaccurate trains twice as long once, if it
+    trains at all, and then, where the size leaves room, gets milder.
     """
     factor, epochs = start.factor, start.epochs
     held, failed = 0.0, math.inf
@@ -226,7 +228,7 @@ def _strengths(
                 if failed / held < _CLOSE:
                     return
                 factor = math.sqrt(held * failed)
-            elif epochs == start.epochs:
+            elif 0 < epochs == start.epochs:
                 epochs *= 2
             elif math.isinf(allowed) and factor > MILDEST:
                 factor = max(MILDEST, factor / _GROW)
