@@ -71,6 +71,8 @@ def _planned(candidates: Candidates, trials: int) -> dict[str, Any]:
     job, budget = candidates.job, candidates.budget
     begin = time.perf_counter()
     strength = first_strength(budget, candidates.costs, candidates.cheap, job.epochs)
+    if job.data.train is None:  # else it takes trainings to know
+        _, strength = candidates.contest.winner(strength)
     costs = candidates.cheap(strength)
     untrained = (time.perf_counter() - begin) / max(1, len(candidates.priced))
     rows = []
