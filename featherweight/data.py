@@ -266,7 +266,7 @@ def complete(data: Data) -> tuple[Data, tuple[str, ...]]:
             f"no calibrate loader: the start of {'train' if given['train'] is not None else 'validate'} is used"
         )
     if given["train"] is None:
-        notes.append("no train loader: nothing is healed by training")
+        notes.append("no train loader: steps that heal by training are left out")
     return replace(data, **given), tuple(notes)
 
 

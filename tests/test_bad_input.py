@@ -113,12 +113,6 @@ def test_no_loader_at_all(clusters):
     assert "at least one of train, validate or test" in message
 
 
-def test_a_default_recipe_without_training_data(clusters):
-    data = Data(example=clusters.data.example, test=clusters.data.test)
-    message = refusal(RecipeError, clusters.model, data, None)
-    assert "Data(train=...)" in message
-
-
 @pytest.mark.parametrize(("setting", "value"), [("loss", "cross_entropi"), ("score", "acuracy")])
 def test_an_unknown_loss_or_score(clusters, setting, value):
     message = refusal(DataError, clusters.model, replace(clusters.data, **{setting: value}))
