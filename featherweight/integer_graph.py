@@ -35,7 +35,7 @@ def shaped(model: onnx.ModelProto, sources: Mapping[str, str]) -> onnx.ModelProt
     whole = ir.from_proto(model)
     graph = whole.graph
     if any(node.op_type == DECODE for node in graph):
-        for step in (_turn_codes, _fold_padding, _join_grids, _share_grids, _round_biases):
+        for step in (_turn_codes, _fold_padding, _join_grids, _share_grids, _round_before_pooling, _round_biases):
             for node in list(graph):
                 step(graph, node)
         graph.sort()
@@ -162,6 +162,19 @@ def _share_grids(graph: ir.Graph, node: ir.Node) -> None:
     for user, place in list(value.uses()):
         if decodings and user.op_type in JOINS:
             user.replace_input_with(place, decodings[0].outputs[0])
+
+
+def _round_before_pooling(graph: ir.Graph, node: ir.Node) -> None:
+    """Round what a maximum is taken of as its result is rounded: the maximum is the same, and is then one of integers."""
+    value = node.inputs[0] if node.op_type == ENCODE else None
+    pool = value.producer() if value is not None else None
+    if value is None or pool is None or pool.op_type != "MaxPool" or decoded(pool.inputs[0]) is not None:
+        return
+    if len(pool.outputs) == 1 and all(user is node for user, _ in value.uses()):
+        rounding = ir.node(ENCODE, [pool.inputs[0], *node.inputs[1:]])
+        decoding = ir.node(DECODE, [rounding.outputs[0], *node.inputs[1:]])
+        graph.insert_before(pool, [rounding, decoding])
+        pool.replace_input_with(0, decoding.outputs[0])
 
 
 def _round_biases(graph: ir.Graph, node: ir.Node) -> None:

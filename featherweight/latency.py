@@ -21,11 +21,12 @@ from featherweight.runtimes import Subject, find_runtime
 
 DEFAULT = "onnxruntime"
 _SPIN = 0.05  # seconds of warm-up for each candidate
+_TURN = 0.01  # seconds of calls in each turn that are not timed, and of calls that are
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds of one call: the median, the quartiles around it, and how many calls were timed."""
+    """Seconds of one call: the median, the quartiles around it, and of how many turns."""
 
     median: float
     low: float
@@ -42,6 +43,9 @@ def interleaved(
 ) -> dict[str, Latency]:
     """Time several calls in turn, so that whatever else the machine does falls on all of them alike.
 
+    Each turn is of calls in a row, as a program in use makes them, and the first of them are not timed: they find the caches
+    and the clock as some other program left them.
+
     Args:
         calls: by name; each is warmed up first.
         seconds: to spend on each call, about.
@@ -54,7 +58,7 @@ def interleaved(
 def rounds(
     calls: Mapping[str, Callable[[], object]], seconds: float = 1.0, least: int = 20, most: int = 2000
 ) -> dict[str, list[float]]:
-    """Return the seconds of each round of `interleaved`, by name, so that rounds can be paired.
+    """Return the seconds of a call in each round of `interleaved`, by name, so that rounds can be paired.
 
     Each round has an order of its own: what ran just before leaves its code and data in the caches, which helps a sibling.
 
@@ -65,10 +69,7 @@ def rounds(
         most: rounds at most.
     """
     for call in calls.values():
-        start = time.perf_counter()
-        call()
-        while time.perf_counter() - start < _SPIN:
-            call()
+        _timed(call, _SPIN)
     times: dict[str, list[float]] = {name: [] for name in calls}
     order, draw = list(calls), random.Random(0)  # noqa: S311
     start = time.perf_counter()
@@ -77,10 +78,19 @@ def rounds(
             break
         draw.shuffle(order)
         for name in order:
-            begin = time.perf_counter()
-            calls[name]()
-            times[name].append(time.perf_counter() - begin)
+            _timed(calls[name], _TURN)
+            times[name].append(statistics.median(_timed(calls[name], _TURN)))
     return times
+
+
+def _timed(call: Callable[[], object], seconds: float) -> list[float]:
+    """Seconds of each of some calls in a row, one at least."""
+    found: list[float] = []
+    while not found or sum(found) < seconds:
+        begin = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - begin)
+    return found
 
 
 def summary(values: list[float]) -> Latency:

@@ -79,6 +79,7 @@ def quick(tmp_path_factory):
     hasty = functools.partial(featherweight.latency.interleaved, seconds=0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(featherweight.latency, "_SPIN", 0.0)
+        patch.setattr(featherweight.latency, "_TURN", 0.0)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(
             featherweight.latency, "interleaved", lambda calls, *ignored, **ignored_too: hasty(calls, least=3)

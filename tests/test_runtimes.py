@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 import torch
 import torch._inductor
@@ -97,6 +98,25 @@ def test_all_layers_of_a_residual_network_are_integers(name, residual, tmp_path)
         ("stem", "first", "second", "last", "linear"), "int8"
     )
     assert made.missed() == []
+
+
+def pooled():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(72, 5)
+    )
+
+
+def test_a_maximum_is_taken_of_integers_and_is_the_same():
+    model, data, batch = quantized(pooled, (3, 12, 12))
+    whole, expected = subject(model, data), expected_outputs(model, batch)
+    graph = onnx.load_from_string(whole.onnx).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    pool = next(node for node in graph.node if node.op_type == "MaxPool")
+    after = next(node for node in graph.node if node.op_type == "QuantizeLinear" and pool.output[0] in node.input)
+    assert makers[pool.input[0]].op_type == "DequantizeLinear"
+    assert makers[pool.input[0]].input[1:] == after.input[1:]
+    session = onnx.reference.ReferenceEvaluator(onnx.load_from_string(whole.onnx))
+    assert compare(expected, session.run(None, {graph.input[0].name: batch.numpy()})).sqnr_db > 100
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,21 @@ def _share_grids(module: GraphModule) -> None:
         for user in list(value.users):
             if decodings and user.target in _JOINS:
                 user.replace_input_with(value, decodings[0])
+        _round_before_pooling(module, node)
+
+
+def _round_before_pooling(module: GraphModule, rounding: Any) -> None:
+    """Round what a maximum is taken of as its result is rounded: the maximum is the same, and is then one of integers."""
+    pool = rounding.args[0]
+    if pool.target is not torch.ops.aten.max_pool2d.default or len(pool.users) > 1:
+        return
+    value = pool.args[0]
+    if value.target is reference.dequantize_per_tensor.default:
+        return
+    with module.graph.inserting_before(pool):
+        codes = module.graph.call_function(rounding.target, (value, *rounding.args[1:]))
+        decoded = module.graph.call_function(reference.dequantize_per_tensor.default, (codes, *rounding.args[1:]))
+    pool.replace_input_with(value, decoded)
 
 
 def _decode_loose(module: GraphModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -48,8 +49,8 @@ _ZEROS = (
 class QuantizeStatic(Technique):
     """Quantize weights per channel to 8 bits and inputs to calibrated unsigned 8-bit grids.
 
-    Where a layer's output goes, through ReLU, a clip or added zeros alone, into another quantized layer, that layer's input grid
-    serves as its output grid; anywhere else a convolution gets a grid of its own, because ONNX Runtime computes it with integers
+    Where a layer's output goes, through ReLU, a clip, a maximum or added zeros alone, into another quantized layer, that layer's
+    input grid serves as its output grid; anywhere else a convolution gets a grid of its own, because ONNX Runtime computes it with integers
     only between two grids. Linear layers need none, and their outputs, such as those that enter a layer norm, stay float.
     The network's outputs stay float. Biases take what rounding changes in the mean output. Attention is first taken apart into
     linear layers. What enters an LSTM is rounded, and its cell state is not. Layers that no runtime computes on integer activations
@@ -144,11 +145,22 @@ def _need_output_grid(model: nn.Module, context: Context, quantized: set[str]) -
     for node in graph.nodes:
         if node.target in _CONVOLUTIONS and first[module_path(node)] in quantized:
             ends = [_end(user) for user in node.users]
-            if not all(
-                (end.target in _COMPUTE and first[module_path(end)] in quantized) or end.op == "output" for end in ends
-            ):
+            if not all(_rounds(end, first, quantized) or end.op == "output" for end in ends):
                 wanted.add(first[module_path(node)])
     return wanted
+
+
+def _rounds(node: Node, first: Mapping[str, str], quantized: set[str]) -> bool:
+    """Whether a node is a quantized layer, or takes a maximum that such a layer rounds and nothing reads but it and sums.
+
+    The grid behind a maximum is as good before it, and exporters put it there.
+    """
+    if node.target in _COMPUTE:
+        return first[module_path(node)] in quantized
+    if node.target is not aten.max_pool2d.default:
+        return False
+    layers = [end for end in map(_end, node.users) if end.target is not aten.add.Tensor]
+    return bool(layers) and all(end.target in _COMPUTE and first[module_path(end)] in quantized for end in layers)
 
 
 def _end(node: Node) -> Node:

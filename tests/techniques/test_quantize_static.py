@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from featherweight.data import Data
@@ -56,6 +57,33 @@ def test_a_clip_needs_no_grid_in_front_of_it():
     with torch.no_grad():
         gap, size = (output(inputs) - model(inputs)).square().sum(), model(inputs).square().sum()
     assert gap < 1e-3 * size
+
+
+class Pooled(nn.Module):
+    """A maximum that a layer and a sum read, and one that a mean reads too."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inside = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+        self.other, self.last = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 2)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.stem(x)), 2)
+        x = F.max_pool2d(F.relu(self.other(x + self.inside(x))), 2)
+        return self.last(x) + x.mean()
+
+
+def test_a_maximum_needs_no_grid_in_front_of_it_where_layers_round_it():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, inputs = Pooled().eval(), torch.randn(8, 3, 18, 18)
+    data = Data(example=inputs[:1], calibrate=[inputs], loss="mse")
+    output, _ = run(QuantizeStatic(), model, Context(data=data))
+    assert {path for path, layer in output.named_children() if layer.output_grid} == {"inside", "other", "last"}
+    graph = assemble(export_graph(output, data), output.state_dict())
+    assert audit(graph)["QLinearConv"] == 4
+    with torch.no_grad():
+        assert signal_to_noise(output(inputs), torch.from_numpy(Session(graph).run(inputs)[0])) > 35
 
 
 def test_output_grids_only_where_needed():
