@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from featherweight import tensor_table
 from featherweight.coding import Sections, decode_tensor, deflate, encode_tensor, inflate, pack, unpack
 from featherweight.edits import Cut, Edit, Keep, Swap, Write, from_json, named_tensors, private_copy, replay, to_json
 from featherweight.errors import ArtifactError, ModelError
@@ -26,20 +27,7 @@ from featherweight.portable import Graph, assemble
 from featherweight.runtimes.onnxruntime import Session
 
 _MOST_TEXT = 64 << 20
-_MOST_ELEMENTS = 1 << 33
-_DTYPES = {
-    "f": torch.float32,
-    "h": torch.float16,
-    "b": torch.bfloat16,
-    "d": torch.float64,
-    "c": torch.int8,
-    "u": torch.uint8,
-    "s": torch.int16,
-    "i": torch.int32,
-    "l": torch.int64,
-    "t": torch.bool,
-}
-_LETTERS = {dtype: letter for letter, dtype in _DTYPES.items()}
+_UNREADABLE = (ModelError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 # Likely text of a manifest, the likeliest last: it costs the file nothing.
 _DICTIONARY = (
     b'{"steps":["fold_batch_norm",{"prune_channels":{"ratio":0.5,"importance":"l2"}},{"low_rank":{"energy":0.9}},'
@@ -176,7 +164,7 @@ class Artifact:
             graph: False leaves the graph out: smaller, but it then loads into the original class only.
         """
         kept = self.graph if graph else None
-        tensors = [[name, _letter(name, value), list(value.shape)] for name, value in self.state.items()]
+        tensors = tensor_table.written(self.state, self.edits)
         manifest: dict[str, Any] = {"facts": self.facts, "edits": to_json(self.edits), "tensors": tensors}
         if self.aliases:
             manifest["aliases"] = self.aliases
@@ -185,7 +173,7 @@ class Artifact:
             order = {name: place for place, name in enumerate(self.state)}
             manifest["graph"] = [order[self.aliases.get(name, name)] for name in kept.weights]
             if kept.constants:
-                manifest["constants"] = [[_letter("constant", value), list(value.shape)] for value in kept.constants]
+                manifest["constants"] = [tensor_table.entry("constant", value)[1:] for value in kept.constants]
                 streams += [encode_tensor(value) for value in kept.constants]
         text = json.dumps(manifest, separators=(",", ":"), allow_nan=False).encode()
         skeleton = deflate(kept.skeleton, _GRAPH_DICTIONARY) if kept is not None else b""
@@ -302,16 +290,16 @@ def _parse(sections: Sections, source: str) -> Artifact:
         raise ArtifactError(f"{source} has {len(sections)} sections where a model has a manifest and a graph at least")
     try:
         manifest = json.loads(inflate(sections[0], _MOST_TEXT, _DICTIONARY))
-        table = [(str(name), _DTYPES[letter], _shape(shape)) for name, letter, shape in manifest["tensors"]]
-        constants = [(_DTYPES[letter], _shape(shape)) for letter, shape in manifest.get("constants", [])]
+        edits, facts = from_json(manifest["edits"]), dict(manifest["facts"])
+        table = tensor_table.read(manifest["tensors"], edits)
+        constants = [tensor_table.described(letter, shape) for letter, shape in manifest.get("constants", [])]
         places = [int(place) for place in manifest.get("graph", [])]
         aliases = {str(name): str(first) for name, first in manifest.get("aliases", {}).items()}
-        edits, facts = from_json(manifest["edits"]), dict(manifest["facts"])
         names = [name for name, _, _ in table]
         weights = tuple(names[place] for place in places if place >= 0)
     except ArtifactError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise ArtifactError(f"{source} has a manifest that cannot be read: {type(error).__name__}: {error}") from error
     if (
         len(sections) != 2 + len(table) + len(constants)
@@ -320,27 +308,14 @@ def _parse(sections: Sections, source: str) -> Artifact:
     ):
         raise ArtifactError(f"{source} does not hold the {len(table)} tensors that its manifest lists")
     shapes = [shape for *_, shape in table] + [shape for _, shape in constants]
-    if sum(map(math.prod, shapes)) > _MOST_ELEMENTS:
-        raise ArtifactError(f"{source} asks for more than {_MOST_ELEMENTS} values")
+    if sum(map(math.prod, shapes)) > tensor_table.MOST_ELEMENTS:
+        raise ArtifactError(f"{source} asks for more than {tensor_table.MOST_ELEMENTS} values")
     streams = (sections[place] for place in range(2, len(sections)))
     state = {name: decode_tensor(next(streams), dtype, shape) for name, dtype, shape in table}
     loose = tuple(decode_tensor(next(streams), dtype, shape) for dtype, shape in constants)
     skeleton = sections[1]
     graph = Graph(inflate(skeleton, _MOST_TEXT, _GRAPH_DICTIONARY), weights, loose) if skeleton else None
     return Artifact(edits, facts, state, aliases, graph)
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    shape = tuple(int(size) for size in value)
-    if any(size < 0 for size in shape) or math.prod(shape) > _MOST_ELEMENTS:
-        raise ArtifactError(f"a tensor of shape {list(shape)} is not to be believed")
-    return shape
-
-
-def _letter(name: str, value: Tensor) -> str:
-    if value.dtype not in _LETTERS:
-        raise ArtifactError(f"{name} has type {value.dtype}, which the file format does not hold")
-    return _LETTERS[value.dtype]
 
 
 def _tie(model: nn.Module, first: str, other: str) -> None:

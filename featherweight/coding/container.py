@@ -16,7 +16,8 @@ from featherweight.coding.varint import Reader, varint
 from featherweight.errors import ArtifactError
 
 MAGIC = b"FW"
-VERSION = 2
+VERSION = 3
+_READ = (2, VERSION)  # the second lists every tensor of every layer, which the third may still do
 MOST_SECTIONS = 100_000
 MOST_BYTES = 1 << 40
 LONG = 1024
@@ -135,8 +136,10 @@ def _opened(start: bytes, size: int, source: str) -> Reader:
     reader = Reader(start[: size - _CHECKSUM_BYTES], source)
     reader.take(len(MAGIC))
     version = reader.byte()
-    if version != VERSION:
-        raise ArtifactError(f"{source}: version {version} of the format; this Featherweight reads version {VERSION}")
+    if version not in _READ:
+        raise ArtifactError(
+            f"{source}: version {version} of the format; this Featherweight reads versions {' and '.join(map(str, _READ))}"
+        )
     return reader
 
 
