@@ -20,6 +20,7 @@ from featherweight.integer_graph import layers
 from featherweight.latency import Latency
 from featherweight.runtimes import FORMATS, RUNTIMES, Subject, find_runtime, inductor, installed
 from featherweight.runtimes.onnxruntime import Session, audit
+from featherweight.runtimes.signed import signed
 from featherweight.techniques import QuantizeStatic
 
 NAMES = [
@@ -117,6 +118,21 @@ def test_a_maximum_is_taken_of_integers_and_is_the_same():
     assert makers[pool.input[0]].input[1:] == after.input[1:]
     session = onnx.reference.ReferenceEvaluator(onnx.load_from_string(whole.onnx))
     assert compare(expected, session.run(None, {graph.input[0].name: batch.numpy()})).sqnr_db > 100
+
+
+def test_a_grid_around_its_middle_is_signed_and_the_same():
+    model, data, batch = quantized(pooled, (3, 12, 12))
+    whole = subject(model, data).onnx
+    given, turned = onnx.load_from_string(whole), onnx.load_from_string(signed(whole))
+    kinds = [[tensor.data_type for tensor in each.graph.initializer] for each in (given, turned)]
+    assert [kind.count(onnx.TensorProto.UINT8) for kind in kinds] == [4, 3]
+    outputs = [
+        onnx.reference.ReferenceEvaluator(each).run(None, {"input": batch.numpy()})[0] for each in (given, turned)
+    ]
+    assert np.array_equal(*outputs)
+    model[0].input_zero = torch.tensor(140, dtype=torch.uint8)
+    aside = subject(model, data).onnx
+    assert signed(aside) == aside
 
 
 @pytest.mark.parametrize(

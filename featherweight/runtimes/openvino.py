@@ -22,6 +22,7 @@ from featherweight.runtimes.protocol import (
     first_line,
     quiet,
 )
+from featherweight.runtimes.signed import signed
 
 _PRECISIONS = {"u8": INT8, "i8": INT8, "bf16": BF16, "f32": FLOAT32, "f16": "float16"}
 _BEFORE_BIAS = "/WithoutBiases"  # behind the path of a layer in the name of its product
@@ -43,7 +44,7 @@ class OpenVino(Runtime):
         path = folder / "model.xml"
         try:
             with quiet():
-                model = openvino.Core().read_model(closed(subject.onnx))
+                model = openvino.Core().read_model(signed(closed(subject.onnx)))
                 named(model, subject.onnx)
                 with_integers(openvino, model, {path for path, integers in subject.layers().items() if integers})
                 folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ class OpenVino(Runtime):
         """Return the seconds of each operator."""
         core = self.need().Core()
         try:
-            compiled = Compiled(core, core.read_model(closed(model)), self.precision, 1, clocked=True)
+            compiled = Compiled(core, core.read_model(signed(closed(model))), self.precision, 1, clocked=True)
         except RuntimeError as error:
             raise ExportError(f"OpenVINO cannot load the model: {first_line(error)}") from error
         return compiled.operators(inputs, calls)

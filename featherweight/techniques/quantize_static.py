@@ -18,7 +18,7 @@ from featherweight.techniques.attention import attention_swaps
 from featherweight.techniques.damage import Damage
 from featherweight.techniques.guard import guarded
 from featherweight.techniques.observe import Observed, observe
-from featherweight.techniques.ranges import METHODS, unsigned_grid
+from featherweight.techniques.ranges import METHODS, centred, unsigned_grid
 from featherweight.techniques.recurrent import recurrent_moments, recurrent_swaps
 from featherweight.techniques.sequential import inside_recurrent, sequential_swaps
 from featherweight.techniques.swaps import COMPUTING, quantizable, quantized_swap
@@ -122,7 +122,8 @@ class QuantizeStatic(Technique):
 
     def _grids(self, observed: Observed, side: str) -> dict[str, Tensor]:
         """The grid of what entered a layer, or of what left one, under the names of the kind's buffers."""
-        return dict(zip((f"{side}_scale", f"{side}_zero"), unsigned_grid(observed, self.range), strict=True))
+        grid = unsigned_grid(observed, self.range)
+        return dict(zip((f"{side}_scale", f"{side}_zero"), centred(grid) if side == "input" else grid, strict=True))
 
 
 def _integer_recurrent(model: nn.Module, context: Context, quantized: set[str]) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ _SHARES, _LEAST = (
 _REACHES, _MOVES = (0.1, 0.02, 0.004), 8  # how far an end is moved then, as a share of it, and in how many steps
 _PERCENTILE = 0.9999
 _BINS = 2048
+_MIDDLE, _WIDER = 128, 17 / 16  # of 256 codes, and what steps may grow by so that zero is there
 _TINY = 1e-12
 
 Grid = tuple[Tensor, Tensor]
@@ -37,6 +38,16 @@ def unsigned_grid(observed: Observed, method: str, bits: int = 8) -> Grid:
     if high - low < _TINY:
         return torch.tensor(1.0), torch.tensor(0, dtype=torch.uint8)
     return _grid(*_RANGES[method](observed, low, high, 2**bits - 1), 2**bits - 1)
+
+
+def centred(grid: Grid) -> Grid:
+    """Return a grid of 256 codes with its zero at 128, if its steps grow by a sixteenth at most; else the grid itself.
+
+    As signed codes such a grid has its zero at 0, and an integer kernel has nothing to make good for.
+    """
+    scale, zero = grid
+    wider = max(int(zero) / _MIDDLE, (255 - int(zero)) / (255 - _MIDDLE))
+    return (scale * wider, torch.full_like(zero, _MIDDLE)) if wider <= _WIDER else grid
 
 
 def on_grid(values: Tensor, grid: Grid, most: int = 255) -> Tensor:

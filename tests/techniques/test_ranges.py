@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from featherweight.techniques.observe import Observed
-from featherweight.techniques.ranges import METHODS, divergence, on_grid, unsigned_grid
+from featherweight.techniques.ranges import METHODS, centred, divergence, on_grid, unsigned_grid
 
 
 def seen(*values, averages=(None, None)):
@@ -71,3 +71,13 @@ def test_entropy_clips_a_long_thin_tail():
     scale, zero = unsigned_grid(seen(*sample.tolist()), "entropy")
     assert zero.item() == 0
     assert 2 / 255 < scale.item() < 20 / 255
+
+
+@pytest.mark.parametrize("zero", [0, 120, 121, 124, 128, 132, 136, 137, 255])
+def test_a_zero_near_the_middle_is_moved_there_and_nothing_is_cut_off(zero):
+    scale, moved = centred((torch.tensor(0.5), torch.tensor(zero, dtype=torch.uint8)))
+    assert int(moved) == (128 if 121 <= zero <= 136 else zero)
+    assert 0.5 <= float(scale) <= 0.5 * 17 / 16 + 1e-6
+    assert float(scale) * int(moved) >= 0.5 * zero * (1 - 1e-6)
+    assert float(scale) * (255 - int(moved)) >= 0.5 * (255 - zero) * (1 - 1e-6)
+    assert moved.dtype == torch.uint8
