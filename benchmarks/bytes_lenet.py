@@ -4,7 +4,8 @@
 
 Gradual pruning of LeNet-300-100, channels of LeNet-5-Caffe cut at once, entropy-penalized training at one rate or several, and out
 go the units that nothing reads. Both train on digits moved by up to a pixel, after a teacher that knows what they are: LeNet-5-Caffe for
-LeNet-300-100, and for LeNet-5-Caffe the mean of the originals of all three seeds, which is asked about each image and move once.
+LeNet-300-100, and for LeNet-5-Caffe the mean of the originals of all three seeds, which have learnt moved digits too, and which is
+asked about each image and move once.
 Files are saved, read back into a fresh network of the original class, and scored. Validation data choose among the rates of a seed:
 the smallest file within the limit, or where none is, the one that errs least. Test data judge: the mean error of the seeds. The
 published records count no graph, so neither does the ratio; the whole file's bytes are beside it. A rate that is done is kept; a
@@ -149,7 +150,7 @@ NETWORKS = {
             *(only(layer, _cut(ratio)) for layer, ratio in (("0", 0.5), ("2", 0.6), ("5", 0.944))),  # to 10, 20 and 28
             Distill(epochs=8, learning_rate=2e-3),
         ),
-        (0.09,),
+        (0.1,),
         epochs=120,
     ),
 }
@@ -179,7 +180,7 @@ def main() -> None:
 def cell(name: str, seed: int, rate: float, mnist: Data) -> dict[str, Any]:
     """Return bytes and errors of one network at one rate."""
     network = NETWORKS[name]
-    model = original(name, seed, network.build, mnist, network.training)
+    model = original(name, seed, network.build, mnist, network.training) if name == "lenet300" else member(seed, mnist)
     teacher = original("lenet5", 0, lenet5, mnist, NETWORKS["lenet5"].training) if name == "lenet300" else remembered()
     model = model.to(memory_format=torch.channels_last)  # in which a CPU pools and convolves twice as fast
     moving = dataclasses.replace(mnist, train=Moved(mnist.train))
@@ -212,10 +213,16 @@ def cell(name: str, seed: int, rate: float, mnist: Data) -> dict[str, Any]:
 @functools.cache
 def remembered() -> Remembered:
     """Return the mean of the originals of LeNet-5-Caffe, asked about all training images."""
-    mnist, network = data(), NETWORKS["lenet5"]
-    members = [original("lenet5", seed, network.build, mnist, network.training) for seed in range(SEEDS)]
+    mnist = data()
+    members = [member(seed, mnist) for seed in range(SEEDS)]
     teacher = ensemble(members).to(memory_format=torch.channels_last).eval()
     return Remembered(teacher, mnist.train.dataset.tensors[0])  # type: ignore[union-attr]
+
+
+def member(seed: int, mnist: Data) -> nn.Module:
+    """Return LeNet-5-Caffe trained on moved digits: on others it errs on 0.5 % where one that saw none moved errs on 0.9 %."""
+    moving = dataclasses.replace(mnist, train=Moved(mnist.train))
+    return original("lenet5-moved", seed, lenet5, moving, NETWORKS["lenet5"].training)
 
 
 def row(name: str, cells: dict[str, dict[str, Any]]) -> None:

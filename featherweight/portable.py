@@ -25,6 +25,7 @@ from onnxscript import opset18
 from torch import Tensor, nn
 from torch._decomp.decompositions import lstm_impl
 
+from featherweight import attention_graph
 from featherweight.data import Data, as_call, example_inputs
 from featherweight.errors import ArtifactError, ExportError
 from featherweight.integer_graph import shaped
@@ -82,6 +83,7 @@ def export_graph(model: nn.Module, data: Data) -> Graph:
         raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {_first_line(error)}") from error
     state = model.state_dict()
     onnxscript.optimizer.fold_constants(exported, should_fold=lambda node: False if _reads(node, state) else None)
+    attention_graph.simplified(exported)
     for simplify in (
         passes.IdentityEliminationPass(),
         passes.CommonSubexpressionEliminationPass(),

@@ -24,9 +24,9 @@ ORDER = tuple(
         """
     errors modes data synthetic scoring significance ensembles verdict budget layers coding costs edits masking trace graph
     sizes technique scoping running techniques post_training students selection recipe_files supernet integer_graph float_graph
-    portable runtimes agreement tensor_table artifact packing arrays latency device_command latency_table delivery precision measurement
-    allocation inspection search mixes report preflight job contest untrained candidates proof planning pipeline tasks journal
-    trials spaces workers comparison study exploration amc zoo testing commands cli
+    attention_graph portable runtimes agreement tensor_table artifact packing arrays latency device_command latency_table delivery
+    precision measurement allocation inspection search mixes report preflight job contest untrained candidates proof planning
+    pipeline tasks journal trials spaces workers comparison study exploration amc zoo testing commands cli
 """,
     )
 )

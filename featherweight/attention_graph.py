@@ -1,0 +1,105 @@
+"""Attention as PyTorch's exporter writes it, in the operators that runtimes know it by.
+
+The exporter turns the keys by way of three dimensions, and scales queries and keys one by one, both by the root of the scale.
+Runtimes fuse `softmax(scale * q @ k.T) @ v` where it is written so, and move and scale for themselves what stands before it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+_FAR = 2**31  # beyond every rank: a slice to the end
+
+
+def simplified(model: ir.Model) -> None:
+    """Turn keys by one Transpose, and scale what queries and keys give instead of both; in place.
+
+    Args:
+        model: as exported, shapes of values included, its constants folded.
+    """
+    for kind, step in (("Reshape", _turn_at_once), ("MatMul", _scale_after)):
+        for node in list(model.graph):
+            if node.op_type == kind and not node.outputs[0].is_graph_output():  # whose name is the user's
+                step(model.graph, node)
+    model.graph.sort()
+
+
+def _turn_at_once(graph: ir.Graph, last: ir.Node) -> None:
+    """Put one Transpose of the last two dimensions in the place of one between two Reshapes."""
+    turning = _maker(last.inputs[0], "Transpose")
+    first = _maker(turning.inputs[0], "Reshape") if turning is not None else None
+    keys = first.inputs[0] if first is not None else None
+    if turning is None or first is None or keys is None or keys.shape is None:
+        return
+    rank = len(keys.shape)
+    rows, columns, before = (rank - 2,), (rank - 1,), tuple(range(rank - 2))
+    if list(turning.attributes.get_ints("perm", [])) != [0, 2, 1]:
+        return
+    if _sizes(first.inputs[1], keys) != [-1, rows, columns] or _sizes(last.inputs[1], keys) != [before, columns, rows]:
+        return
+    made = ir.node("Transpose", [keys], attributes={"perm": [*before, *columns, *rows]})
+    _become(graph, last, made)
+
+
+def _sizes(wanted: ir.Value | None, of: ir.Value) -> list[int | tuple[int, ...]] | None:
+    """What a shape is joined of: numbers, and the dimensions of a value whose sizes it takes; None where it is anything else."""
+    joined = _maker(wanted, "Concat")
+    if joined is None or of.shape is None:
+        return None
+    parts: list[int | tuple[int, ...]] = []
+    for part in joined.inputs:
+        number, cut = _numbers(part), _maker(part, "Slice")
+        if number is not None:
+            parts.extend(number)
+            continue
+        measured = _maker(cut.inputs[0], "Shape") if cut is not None else None
+        ends = [_numbers(value) for value in cut.inputs[1:]] if cut is not None else []
+        if (
+            measured is None
+            or measured.inputs[0] is not of
+            or len(ends) != 2
+            or measured.attributes.get_int("start", 0)
+        ):
+            return None
+        start, stop = (max(-_FAR, min(_FAR, end[0])) if end else None for end in ends)
+        parts.append(tuple(range(len(of.shape))[start:stop]))
+    return parts
+
+
+def _scale_after(graph: ir.Graph, product: ir.Node) -> None:
+    """Multiply a product by one number instead of both of its factors by one each."""
+    scalings = [_maker(value, "Mul") for value in product.inputs]
+    scales = [_scalar(node.inputs[1]) if node is not None else None for node in scalings]
+    alone = all(node is not None and len(list(node.outputs[0].uses())) == 1 for node in scalings)
+    if not alone or scales[0] is None or scales[1] is None:
+        return
+    number = ir.node("Constant", [], attributes={"value": ir.tensor(np.float32(scales[0] * scales[1]))})
+    inner = ir.node("MatMul", [node.inputs[0] for node in scalings if node is not None])
+    graph.insert_before(product, [number, inner])
+    _become(graph, product, ir.node("Mul", [inner.outputs[0], number.outputs[0]]))
+
+
+def _scalar(value: ir.Value | None) -> float | None:
+    """The number that a value is, or is cast from."""
+    cast = _maker(value, "CastLike")
+    tensor = None if value is None else ir.convenience.get_const_tensor(cast.inputs[0] if cast is not None else value)
+    return float(tensor.numpy().reshape(-1)[0]) if tensor is not None and tensor.size == 1 else None
+
+
+def _numbers(value: ir.Value | None) -> list[int] | None:
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
+
+
+def _maker(value: ir.Value | None, kind: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == kind else None
+
+
+def _become(graph: ir.Graph, node: ir.Node, made: ir.Node) -> None:
+    graph.insert_before(node, made)
+    old, new = node.outputs[0], made.outputs[0]
+    new.shape, new.type = old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, new)
+    graph.remove(node, safe=True)
