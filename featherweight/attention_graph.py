@@ -6,10 +6,48 @@ Runtimes fuse `softmax(scale * q @ k.T) @ v` where it is written so, and move an
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
+import torch
 
+aten = torch.ops.aten
+_ATTENTION = aten.scaled_dot_product_attention.default
 _FAR = 2**31  # beyond every rank: a slice to the end
+
+
+def with_heads(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Give attention without heads, over three dimensions, one head: the exporter takes four alone. In place.
+
+    Args:
+        program: as exported.
+    """
+    graph = program.graph_module.graph
+    for node in list[Any](graph.nodes):
+        if node.target is not _ATTENTION or node.args[0].meta["val"].dim() != 3:
+            continue
+        kind = node.meta["val"]
+        with graph.inserting_before(node):
+            node.args = tuple(_with_head(graph, part) for part in node.args)
+            mask = node.kwargs.get("attn_mask")
+            node.kwargs = {**node.kwargs, **({} if mask is None else {"attn_mask": _with_head(graph, mask)})}
+        node.meta = {**node.meta, "val": aten.unsqueeze.default(kind, 1)}
+        with graph.inserting_after(node):
+            single = graph.call_function(aten.squeeze.dim, (node, 1))
+            single.meta = {**node.meta, "val": kind}
+        node.replace_all_uses_with(single, delete_user_cb=lambda user, single=single: user is not single)
+    program.graph_module.recompile()
+    return program
+
+
+def _with_head(graph: torch.fx.Graph, part: Any) -> Any:
+    """A value of three dimensions with one more; what has fewer, as masks may, spreads over it anyway."""
+    if not isinstance(part, torch.fx.Node) or part.meta["val"].dim() != 3:
+        return part
+    made = graph.call_function(aten.unsqueeze.default, (part, 1))
+    made.meta = {**part.meta, "val": aten.unsqueeze.default(part.meta["val"], 1)}
+    return made
 
 
 def simplified(model: ir.Model) -> None:

@@ -76,7 +76,7 @@ def export_graph(model: nn.Module, data: Data) -> Graph:
     try:
         with looping(model):
             program = export_program(model, data)
-        exported = _exported(_unrolled(program)).model
+        exported = _exported(attention_graph.with_heads(_unrolled(program))).model
     except ExportError:
         raise
     except Exception as error:  # whatever the exporter raises

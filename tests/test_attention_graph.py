@@ -12,16 +12,17 @@ from featherweight.runtimes.onnxruntime import Session
 
 
 class Attending(nn.Module):
-    """Attention over `[batch, 2, steps, 8]`, with or without a mask, its keys read elsewhere or not."""
+    """Attention over `[batch, 2, steps, 8]`, or `[batch, steps, 16]`, with or without a mask, its keys read elsewhere or not."""
 
-    def __init__(self, masked=False, reads=False):
+    def __init__(self, masked=False, reads=False, heads=True):
         super().__init__()
-        self.enter, self.reads = nn.Linear(16, 48), reads
+        self.enter, self.reads, self.heads = nn.Linear(16, 48), reads, heads
         self.register_buffer("mask", torch.randn(5, 5) if masked else None)
 
     def forward(self, steps):
-        parts = self.enter(steps).chunk(3, -1)
-        query, key, value = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in parts)
+        query, key, value = self.enter(steps).chunk(3, -1)
+        if self.heads:
+            query, key, value = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in (query, key, value))
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
         return found + key.mean() if self.reads else found
 
