@@ -22,6 +22,7 @@ HEADLINE = {
     "lstm.combined.speed": "LSTM on spoken digits: times as fast as in PyTorch",
     "lstm.40x.drop": "the same LSTM, 40 times smaller: points lost",
     "pruning.resnet56.2.1x.drop": "ResNet-56 on CIFAR-10 (JPEG copy) at 2.1x fewer multiply-adds: points lost",
+    "quantization.resnet18_224.over_eager": "ResNet-18 at 224 x 224 on eight bits, a CPU with AMX: times as fast as in PyTorch",
     "spine.resnet20.speed": "ResNet-20 on CIFAR-10 (JPEG copy), cut and on eight bits: times as fast",
     "lowrank.vgg19.speed": "VGG-19 on CIFAR-10 (JPEG copy) by low rank alone, at most a point lost: times as fast",
     "quantization.lstm.w4.drop": "the LSTM on four bits, nothing trained: points lost",
@@ -70,13 +71,13 @@ def rendered() -> str:
         "",
         "Made by `benchmarks/page.py` from `benchmarks/results/`, whose rows the scripts wrote that measured them.",
         "",
-        "| figure | got | seeds | what was seen | command |",
-        "|---|---|---|---|---|",
+        "| figure | got | seeds | what was seen | command | CPU |",
+        "|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda item: item["id"]):
         got = "not had" if row["got"] is None else f"{row['got']:g}"
         lines.append(
-            f"| `{row['id']}` | {got} | {row['seeds']} | {row['note'].replace('|', '/')} | `{row['command']}` |"
+            f"| `{row['id']}` | {got} | {row['seeds']} | {row['note'].replace('|', '/')} | `{row['command']}` | {_units(row)} |"
         )
     for row in sorted(rows, key=lambda item: item["id"]):
         details = row.get("details")
@@ -84,6 +85,12 @@ def rendered() -> str:
             lines += ["", f"## `{row['id']}`", "", *_table(details["table"])]
     machines = sorted({f"{row['machine']['cpu']} ({', '.join(row['machine']['features'])})" for row in rows})
     return "\n".join([*lines, "", f"Machine: {'; '.join(machines)}, one thread for latencies.", ""])
+
+
+def _units(row: dict[str, Any]) -> str:
+    """Return the widest integer units of the CPU that a row was measured on."""
+    units = {"amx_int8": "AMX", "avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX VNNI"}
+    return next((name for feature, name in units.items() if feature in row["machine"]["features"]), "AVX2")
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
