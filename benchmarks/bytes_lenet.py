@@ -150,7 +150,7 @@ NETWORKS = {
             *(only(layer, _cut(ratio)) for layer, ratio in (("0", 0.5), ("2", 0.6), ("5", 0.944))),  # to 10, 20 and 28
             Distill(epochs=8, learning_rate=2e-3),
         ),
-        (0.1,),
+        (0.08,),
         epochs=120,
     ),
 }

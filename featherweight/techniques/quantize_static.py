@@ -51,7 +51,8 @@ class QuantizeStatic(Technique):
 
     Where a layer's output goes, through ReLU, a clip, a maximum or added zeros alone, into another quantized layer, that layer's
     input grid serves as its output grid; anywhere else a convolution gets a grid of its own, because ONNX Runtime computes it with integers
-    only between two grids. Linear layers need none, and their outputs, such as those that enter a layer norm, stay float.
+    only between two grids. Linear layers need none, and their outputs, such as those that enter a layer norm, stay float. The zero of
+    an input grid is its middle code where steps grow by a sixteenth at most for it: integer kernels are faster then.
     The network's outputs stay float. Biases take what rounding changes in the mean output. Attention is first taken apart into
     linear layers. What enters an LSTM is rounded, and its cell state is not. Layers that no runtime computes on integer activations
     (GRU and RNN, embeddings, transposed convolutions) get integer weights alone, and are listed.
