@@ -170,7 +170,7 @@ def _round_before_pooling(graph: ir.Graph, node: ir.Node) -> None:
     pool = value.producer() if value is not None else None
     if value is None or pool is None or pool.op_type != "MaxPool" or decoded(pool.inputs[0]) is not None:
         return
-    if len(pool.outputs) == 1 and all(user is node for user, _ in value.uses()):
+    if len(pool.outputs) == 1 and not value.is_graph_output() and all(user is node for user, _ in value.uses()):
         rounding = ir.node(ENCODE, [pool.inputs[0], *node.inputs[1:]])
         decoding = ir.node(DECODE, [rounding.outputs[0], *node.inputs[1:]])
         graph.insert_before(pool, [rounding, decoding])
