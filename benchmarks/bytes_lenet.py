@@ -220,7 +220,7 @@ def remembered() -> Remembered:
 
 
 def member(seed: int, mnist: Data) -> nn.Module:
-    """Return LeNet-5-Caffe trained on moved digits: on others it errs on 0.5 % where one that saw none moved errs on 0.9 %."""
+    """Return LeNet-5-Caffe trained on moved digits."""
     moving = dataclasses.replace(mnist, train=Moved(mnist.train))
     return original("lenet5-moved", seed, lenet5, moving, NETWORKS["lenet5"].training)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
+from featherweight.integer_graph import array_of, become
+
 aten = torch.ops.aten
 _ATTENTION = aten.scaled_dot_product_attention.default
-_FAR = 2**31  # beyond every rank: a slice to the end
 
 
 def with_heads(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -77,67 +77,49 @@ def _turn_at_once(graph: ir.Graph, last: ir.Node) -> None:
     if _sizes(first.inputs[1], keys) != [-1, rows, columns] or _sizes(last.inputs[1], keys) != [before, columns, rows]:
         return
     made = ir.node("Transpose", [keys], attributes={"perm": [*before, *columns, *rows]})
-    _become(graph, last, made)
+    become(graph, last, made)
 
 
 def _sizes(wanted: ir.Value | None, of: ir.Value) -> list[int | tuple[int, ...]] | None:
     """What a shape is joined of: numbers, and the dimensions of a value whose sizes it takes; None where it is anything else."""
     joined = _maker(wanted, "Concat")
-    if joined is None or of.shape is None:
-        return None
     parts: list[int | tuple[int, ...]] = []
-    for part in joined.inputs:
-        number, cut = _numbers(part), _maker(part, "Slice")
-        if number is not None:
-            parts.extend(number)
-            continue
-        measured = _maker(cut.inputs[0], "Shape") if cut is not None else None
-        ends = [_numbers(value) for value in cut.inputs[1:]] if cut is not None else []
-        if (
-            measured is None
-            or measured.inputs[0] is not of
-            or len(ends) != 2
-            or measured.attributes.get_int("start", 0)
-        ):
+    for part in joined.inputs if joined is not None else ():
+        numbers, taken = array_of(part), _dimensions(part, of)
+        if numbers is None and taken is None:
             return None
-        start, stop = (max(-_FAR, min(_FAR, end[0])) if end else None for end in ends)
-        parts.append(tuple(range(len(of.shape))[start:stop]))
+        parts += [taken] if taken is not None else numbers.reshape(-1).tolist() if numbers is not None else []
     return parts
+
+
+def _dimensions(part: ir.Value | None, of: ir.Value) -> tuple[int, ...] | None:
+    """The dimensions of a value whose sizes another value takes from its shape."""
+    cut = _maker(part, "Slice")
+    measured = _maker(cut.inputs[0], "Shape") if cut is not None else None
+    if cut is None or measured is None or measured.inputs[0] is not of or measured.attributes.get_int("start", 0):
+        return None
+    ends = [array_of(value) for value in cut.inputs[1:]]
+    if len(ends) != 2 or ends[0] is None or ends[1] is None or of.shape is None:
+        return None
+    return tuple(range(len(of.shape))[int(ends[0][0]) : int(ends[1][0])])
 
 
 def _scale_after(graph: ir.Graph, product: ir.Node) -> None:
     """Multiply a product by one number instead of both of its factors by one each."""
-    scalings = [_maker(value, "Mul") for value in product.inputs]
-    scales = [_scalar(node.inputs[1]) if node is not None else None for node in scalings]
-    alone = all(node is not None and len(list(node.outputs[0].uses())) == 1 for node in scalings)
-    if not alone or scales[0] is None or scales[1] is None:
+    query, keys = (_maker(value, "Mul") for value in product.inputs)
+    if query is None or keys is None or any(len(list(node.outputs[0].uses())) > 1 for node in (query, keys)):
         return
-    number = ir.node("Constant", [], attributes={"value": ir.tensor(np.float32(scales[0] * scales[1]))})
-    inner = ir.node("MatMul", [node.inputs[0] for node in scalings if node is not None])
+    cast = _maker(keys.inputs[1], "CastLike")
+    scales = [array_of(value) for value in (query.inputs[1], cast.inputs[0] if cast is not None else keys.inputs[1])]
+    if scales[0] is None or scales[1] is None or scales[0].size > 1 or scales[1].size > 1:
+        return
+    scale = (scales[0] * scales[1]).reshape(()).astype(scales[0].dtype)
+    number = ir.node("Constant", [], attributes={"value": ir.tensor(scale)})
+    inner = ir.node("MatMul", [query.inputs[0], keys.inputs[0]])
     graph.insert_before(product, [number, inner])
-    _become(graph, product, ir.node("Mul", [inner.outputs[0], number.outputs[0]]))
-
-
-def _scalar(value: ir.Value | None) -> float | None:
-    """The number that a value is, or is cast from."""
-    cast = _maker(value, "CastLike")
-    tensor = None if value is None else ir.convenience.get_const_tensor(cast.inputs[0] if cast is not None else value)
-    return float(tensor.numpy().reshape(-1)[0]) if tensor is not None and tensor.size == 1 else None
-
-
-def _numbers(value: ir.Value | None) -> list[int] | None:
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
+    become(graph, product, ir.node("Mul", [inner.outputs[0], number.outputs[0]]))
 
 
 def _maker(value: ir.Value | None, kind: str) -> ir.Node | None:
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == kind else None
-
-
-def _become(graph: ir.Graph, node: ir.Node, made: ir.Node) -> None:
-    graph.insert_before(node, made)
-    old, new = node.outputs[0], made.outputs[0]
-    new.shape, new.type = old.shape, old.type
-    ir.convenience.replace_all_uses_with(old, new)
-    graph.remove(node, safe=True)

@@ -100,14 +100,14 @@ def layer_outputs(model: onnx.ModelProto) -> dict[str, str]:
 def _turn_codes(graph: ir.Graph, node: ir.Node) -> None:
     """Transpose codes instead of what is decoded from them, so that decoding and multiplying stand side by side."""
     decoding = decoded(node.inputs[0]) if node.op_type == "Transpose" else None
-    codes = None if decoding is None else _array(decoding.inputs[0])
+    codes = None if decoding is None else array_of(decoding.inputs[0])
     if decoding is None or codes is None:
         return
     order = list(node.attributes.get_ints("perm", list(range(codes.ndim))[::-1]))
     name = f"{_name(decoding.inputs[0])}.{''.join(map(str, order))}"
     turned = constant(graph, name, codes.transpose(order))
     axis = order.index(decoding.attributes.get_int("axis", 1))
-    _become(graph, node, ir.node(DECODE, [turned, *decoding.inputs[1:]], attributes={"axis": axis}))
+    become(graph, node, ir.node(DECODE, [turned, *decoding.inputs[1:]], attributes={"axis": axis}))
 
 
 def _fold_padding(graph: ir.Graph, node: ir.Node) -> None:
@@ -131,7 +131,7 @@ def _fold_padding(graph: ir.Graph, node: ir.Node) -> None:
 def _zeros_around(padding: ir.Node) -> list[int] | None:
     """How many zeros a node adds before and behind each dimension of images; None where it does anything else."""
     amounts, filled, axes = (*padding.inputs[1:], None, None)[:3]
-    count, value = _array(amounts), np.zeros(()) if filled is None else _array(filled)
+    count, value = array_of(amounts), np.zeros(()) if filled is None else array_of(filled)
     constant_mode = padding.attributes.get_string("mode", "constant") == "constant"
     if count is None or value is None or value.any() or axes is not None or not constant_mode:
         return None
@@ -184,10 +184,10 @@ def _round_biases(graph: ir.Graph, node: ir.Node) -> None:
     """
     if node.op_type != "Gemm" or len(node.inputs) < 3:
         return
-    entering, weight, bias = (decoded(node.inputs[0]), decoded(node.inputs[1]), _array(node.inputs[2]))
+    entering, weight, bias = (decoded(node.inputs[0]), decoded(node.inputs[1]), array_of(node.inputs[2]))
     if entering is None or weight is None or bias is None:
         return
-    codes, scale, step = _array(weight.inputs[0]), _array(weight.inputs[1]), _array(entering.inputs[1])
+    codes, scale, step = array_of(weight.inputs[0]), array_of(weight.inputs[1]), array_of(entering.inputs[1])
     if codes is None or scale is None or step is None:
         return
     product = np.atleast_1d(step.astype(np.float64) * scale).astype(np.float32)
@@ -234,8 +234,14 @@ def _shared(paths: list[list[str]]) -> str:
     return ".".join(first) or "model"
 
 
-def _become(graph: ir.Graph, node: ir.Node, made: ir.Node) -> None:
-    """Put a node in another's place."""
+def become(graph: ir.Graph, node: ir.Node, made: ir.Node) -> None:
+    """Put a node in another's place, one output each, the new one without a name yet.
+
+    Args:
+        graph: that holds `node`.
+        node: whose output is none of the graph's.
+        made: in no graph so far.
+    """
     graph.insert_before(node, made)
     old, new = node.outputs[0], made.outputs[0]
     new.name, new.shape, new.type = f"{old.name}_", old.shape, old.type
@@ -249,13 +255,14 @@ def decoded(value: ir.Value | None) -> ir.Node | None:
     return producer if producer is not None and producer.op_type == DECODE else None
 
 
-def _array(value: ir.Value | None) -> Array | None:
+def array_of(value: ir.Value | None) -> Array | None:
+    """Return the numbers of a value that is stored or constant; None for any other."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else np.asarray(tensor.numpy())
 
 
 def _grid(node: ir.Node) -> list[bytes | None]:
-    arrays = [_array(value) for value in node.inputs[1:]]
+    arrays = [array_of(value) for value in node.inputs[1:]]
     return [None if array is None else array.tobytes() for array in arrays]
 
 
@@ -271,4 +278,15 @@ def constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     return graph.initializers[name]
 
 
-__all__ = ["DECODE", "ENCODE", "JOINS", "constant", "decoded", "layer_outputs", "layers", "shaped"]
+__all__ = [
+    "DECODE",
+    "ENCODE",
+    "JOINS",
+    "array_of",
+    "become",
+    "constant",
+    "decoded",
+    "layer_outputs",
+    "layers",
+    "shaped",
+]

@@ -42,6 +42,13 @@ def test_keys_are_turned_at_once_and_one_number_scales(settings):
         torch.testing.assert_close(torch.from_numpy(Session(graph).run(steps)[0]), model(steps), rtol=1e-5, atol=1e-6)
 
 
+def test_the_scale_has_the_type_of_what_it_scales():
+    model, steps = Attending().double().eval(), torch.randn(3, 5, 16, dtype=torch.float64)
+    graph = assemble(export_graph(model, Data(example=steps[:1])), model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(Session(graph).run(steps)[0]), model(steps))
+
+
 class Product(nn.Module):
     """Products that look like attention and are something else."""
 

@@ -1,12 +1,13 @@
 """Timing: in turn, on one thread, and from a table; no test asserts a time."""
 
 import json
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+import featherweight.latency
 from featherweight.data import Data
 from featherweight.errors import ArtifactError
 from featherweight.latency import Latency, interleaved, latencies, one_thread
@@ -30,17 +31,22 @@ def test_calls_alternate():
     assert all(0 <= item.low <= item.median <= item.high for item in timed.values())
 
 
-def test_the_first_calls_of_a_turn_are_not_timed():
-    """What another program left in the caches is not the model's."""
-    last = []
+def test_the_first_calls_of_a_turn_are_not_timed(monkeypatch):
+    """What another program left in the caches is not the model's; the clock here goes on by what calls say they take."""
+    clock, last = [0.0], []
+    monkeypatch.setattr(featherweight.latency, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def slow_after_another():
-        if last[-1:] != ["slow"]:
-            time.sleep(0.02)
+        clock[0] += 1.0 if last[-1:] == ["slow"] else 9.0
         last.append("slow")
 
-    timed = interleaved({"slow": slow_after_another, "other": lambda: last.append("other")}, seconds=0.0, least=7)
-    assert timed["slow"].high < 0.02
+    def other():
+        clock[0] += 2.0
+        last.append("other")
+
+    timed = interleaved({"slow": slow_after_another, "other": other}, seconds=0.0, least=7)
+    assert (timed["slow"].high, timed["other"].median) == (1.0, 2.0)
+    assert last.count("slow") == 1 + 2 * 7
 
 
 def test_rounds_are_limited():

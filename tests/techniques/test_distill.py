@@ -52,6 +52,19 @@ def test_heals_a_damaged_model(teacher, labels, damage):
     assert after < before
 
 
+def test_in_bfloat16_it_heals_as_well_and_gives_floats_back(teacher, monkeypatch):
+    data = dataclasses.replace(teacher_data(teacher), score=lower(F.cross_entropy))
+    context = Context(data=data, teacher=teacher)
+    damaged, _ = run(PruneWeights(ratio=0.8), teacher, context)
+    plain, _ = run(Distill(epochs=6, learning_rate=0.01), damaged, context)
+    monkeypatch.setattr("featherweight.techniques.guidance._mixed_precision_pays", lambda *_: True)
+    mixed, _ = run(Distill(epochs=6, learning_rate=0.01), damaged, context)
+    scores = [evaluate(model, data, "validate").value for model in (damaged, plain, mixed)]
+    assert scores[0] - scores[2] > 0.8 * (scores[0] - scores[1]) > 0
+    assert not same(plain, mixed), "it was rounded somewhere"
+    assert {value.dtype for value in mixed.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("quantize", [None, QuantizeWeights(bits=3), QuantizeStatic()], ids=str)
 @pytest.mark.parametrize("rate", [1e-5, 1.0])
 def test_never_worse_than_the_start_on_validation(teacher, quantize, rate):
