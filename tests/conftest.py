@@ -75,14 +75,13 @@ def quick(tmp_path_factory):
     import featherweight.delivery
     import featherweight.latency
     import featherweight.precision
-    import featherweight.techniques.guidance
 
     hasty = functools.partial(featherweight.latency.interleaved, seconds=0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(featherweight.latency, "_SPIN", 0.0)
         patch.setattr(featherweight.latency, "_TURN", 0.0)
         # CPUs with matrix units train in bfloat16, in which a test's numbers would be others than on the rest
-        patch.setattr(featherweight.techniques.guidance, "_mixed_precision_pays", lambda *_: False)
+        patch.setenv("FEATHERWEIGHT_TRAINING", "float32")
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(
             featherweight.latency, "interleaved", lambda calls, *ignored, **ignored_too: hasty(calls, least=3)

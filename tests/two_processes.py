@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 import featherweight.pipeline
-import featherweight.techniques.guidance
 from featherweight import Context, Data, run
 from featherweight.edits import named_tensors
 from featherweight.errors import RecipeError
@@ -148,7 +147,5 @@ def main(shared, *options):
 
 
 if __name__ == "__main__":
-    # half a batch is not rounded as the whole is
-    featherweight.techniques.guidance._mixed_precision_pays = lambda *_: False
     torch.set_num_threads(1)
     main(*sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 
 from featherweight.data import example_inputs, forward, rebuild, select_output
 from featherweight.data import tensors as all_tensors
-from featherweight.errors import DataError
+from featherweight.errors import DataError, RecipeError
 from featherweight.scoring import loss_function
 from featherweight.technique import Context
 from featherweight.techniques.imitation import imitation, output_kind
 from featherweight.techniques.matching import Matching, Term, captured, terms
 from featherweight.techniques.seeding import seeded
 
+_PRECISION = "FEATHERWEIGHT_TRAINING"  # the environment variable that decides instead of the device
 _DKD_WARM_UP = 1 / 12  # of the training, as 20 of 240 epochs in the paper
 
 
@@ -48,6 +50,7 @@ class Lesson:
     Raises:
         DataError: features are to be matched and there is no teacher.
         ModelError: features cannot be matched.
+        RecipeError: the environment asks for a precision that is none.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class Lesson:
         self._terms = terms(guidance.loss)
         self._matching = _matching(self._terms, model, context)
         self._balance = nn.Parameter(torch.tensor(share, device=context.device).logit(eps=0.01))
-        self._bfloat16 = _mixed_precision_pays(model, context.device)
+        self._bfloat16 = _in_bfloat16(model, context.device)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what is trained beside the model and dropped afterwards, by name."""
@@ -139,6 +142,18 @@ def _matching(found: tuple[Term, ...], model: nn.Module, context: Context) -> Ma
     inputs = example_inputs(context.data, context.device) if points else ()
     with seeded(context.draw("projections")):
         return Matching(points, model, teacher, inputs)
+
+
+def _in_bfloat16(model: nn.Module, device: torch.device) -> bool:
+    """Whether forward passes of a training are to be in bfloat16: as the environment says, otherwise where it pays.
+
+    Raises:
+        RecipeError: the environment names no such precision.
+    """
+    asked = os.environ.get(_PRECISION, "auto")
+    if asked not in ("auto", "float32", "bfloat16"):
+        raise RecipeError(f"{_PRECISION} is {asked!r}; it may be auto, float32 or bfloat16")
+    return asked == "bfloat16" or (asked == "auto" and _mixed_precision_pays(model, device))
 
 
 def _mixed_precision_pays(model: nn.Module, device: torch.device) -> bool:

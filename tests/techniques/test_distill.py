@@ -57,12 +57,15 @@ def test_in_bfloat16_it_heals_as_well_and_gives_floats_back(teacher, monkeypatch
     context = Context(data=data, teacher=teacher)
     damaged, _ = run(PruneWeights(ratio=0.8), teacher, context)
     plain, _ = run(Distill(epochs=6, learning_rate=0.01), damaged, context)
-    monkeypatch.setattr("featherweight.techniques.guidance._mixed_precision_pays", lambda *_: True)
+    monkeypatch.setenv("FEATHERWEIGHT_TRAINING", "bfloat16")
     mixed, _ = run(Distill(epochs=6, learning_rate=0.01), damaged, context)
     scores = [evaluate(model, data, "validate").value for model in (damaged, plain, mixed)]
     assert scores[0] - scores[2] > 0.8 * (scores[0] - scores[1]) > 0
     assert not same(plain, mixed), "it was rounded somewhere"
     assert {value.dtype for value in mixed.parameters()} == {torch.float32}
+    monkeypatch.setenv("FEATHERWEIGHT_TRAINING", "half")
+    with pytest.raises(RecipeError, match="FEATHERWEIGHT_TRAINING is 'half'; it may be auto, float32 or bfloat16"):
+        run(Distill(epochs=1), damaged, context)
 
 
 @pytest.mark.parametrize("quantize", [None, QuantizeWeights(bits=3), QuantizeStatic()], ids=str)

@@ -131,7 +131,9 @@ def test_features_of_the_teacher_are_followed_where_loss_says_so(task):
     inputs = torch.cat([inputs for inputs, _ in data.validate])
     gaps = {}
     for loss in ("soft_targets", "soft_targets + 10 * hint 3"):
-        output, _, _ = trained(task, QuantizeAware(bits=2, epochs=6, learning_rate=1e-2, teacher_share=1.0, loss=loss))
+        output, _, _ = trained(
+            task, QuantizeAware(bits=2, edges=2, epochs=6, learning_rate=1e-2, teacher_share=1.0, loss=loss)
+        )
         with torch.no_grad():
             gaps[loss] = float((output[:4](inputs) - model[:4](inputs)).square().mean())
     plain, followed = gaps.values()
