@@ -28,6 +28,7 @@ from featherweight.techniques import (
     PruneDeadUnits,
     PruneMovement,
     PruneSparseGpt,
+    PruneVariational,
     PruneWanda,
     PruneWeights,
     QuantizeAware,
@@ -56,6 +57,7 @@ SETTINGS = {
     "prune_wanda": [PruneWanda(ratio=0.5), PruneWanda(ratio=0.5, per="layer"), PruneWanda(ratio=0.5, pattern="1:2")],
     "prune_sparse_gpt": [PruneSparseGpt(ratio=0.5), PruneSparseGpt(ratio=0.5, pattern="2:4")],
     "prune_movement": [PruneMovement(ratio=0.5, epochs=1), PruneMovement(ratio=0.5, epochs=1, ranking="global")],
+    "prune_variational": [PruneVariational(rate=30.0, threshold=-2.0, epochs=1)],
     "prune_blocks": [PruneBlocks(ratio=0.5), PruneBlocks(ratio=0.5, importance="loss")],
     "prune_channels": [
         PruneChannels(ratio=0.4),

@@ -19,6 +19,7 @@ from featherweight.techniques.prune_channels import PruneChannels
 from featherweight.techniques.prune_dead_units import PruneDeadUnits
 from featherweight.techniques.prune_movement import PruneMovement
 from featherweight.techniques.prune_sparse_gpt import PruneSparseGpt
+from featherweight.techniques.prune_variational import PruneVariational
 from featherweight.techniques.prune_wanda import PruneWanda
 from featherweight.techniques.prune_weights import PruneWeights
 from featherweight.techniques.quantize_aware import QuantizeAware
@@ -45,6 +46,7 @@ TECHNIQUES: tuple[type[Technique], ...] = (
     PruneWanda,
     PruneSparseGpt,
     PruneMovement,
+    PruneVariational,
     QuantizeStatic,
     QuantizeWeights,
     MixPrecisions,
@@ -83,6 +85,7 @@ __all__ = [
     "PruneDeadUnits",
     "PruneMovement",
     "PruneSparseGpt",
+    "PruneVariational",
     "PruneWanda",
     "PruneWeights",
     "QuantizeAware",
