@@ -19,6 +19,7 @@ from featherweight.techniques import (
     QuantizeStatic,
     QuantizeWeights,
 )
+from featherweight.techniques.low_rank import like_a_head
 
 
 @dataclass(frozen=True)
@@ -91,15 +92,16 @@ def _cuts(tables: Tables, allocation: Allocation, batches: int) -> list[Techniqu
 
 
 def _factors(tables: Tables, allocation: Allocation, batches: int) -> list[Technique]:
-    """One step for each ratio of parameters that goes."""
-    alike: dict[float, list[str]] = {}
+    """One step for each ratio of parameters that goes, and for each layer that `low_rank` may leave dense if others are with it."""
+    alike: dict[tuple[float, str], list[str]] = {}
     for row in tables.rows:
         rank = allocation.treatments[row.name].rank
         if rank:
-            alike.setdefault(_ratio(row, rank, allocation.shares), []).append(row.path)
+            alone = row.path if like_a_head(*row.shape) else ""
+            alike.setdefault((_ratio(row, rank, allocation.shares), alone), []).append(row.path)
     return [
         _narrowed(paths, LowRank(rank="ratio", ratio=ratio, method="whitened", batches=batches))
-        for ratio, paths in sorted(alike.items())
+        for (ratio, _), paths in sorted(alike.items())
         if ratio > 0
     ]
 

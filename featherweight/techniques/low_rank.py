@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -35,10 +36,11 @@ from featherweight.techniques.ranks import (
     of_two_ranks,
     spread,
 )
-from featherweight.techniques.targets import untied
+from featherweight.techniques.targets import output_layers, untied
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TINY = 1e-300
+_NARROW = 4
 
 
 @final
@@ -53,6 +55,8 @@ class LowRank(Technique):
     how far: the smallest form that keeps `energy`; the share `ratio` of the parameters removed in each layer (`ratio`) or
     from all together, where the least energy goes (`spread`: shares of each layer's own, with `fisher` all of one unit); or
     `ratio` of the directions that variational Bayes calls noise (`bayes`; 1 removes all).
+    Where every layer loses the same share, one that gives the model's outputs and has a quarter as many as inputs, or fewer, stays
+    dense, unless it is alone in scope: fewer ranks than classes confuse some of them, and save little.
     With `sequential` each layer is fitted to what reaches it through those already factored. Attention is first taken apart
     into linear layers. A layer whose factors are not smaller is left dense; so are grouped and specially padded convolutions.
 
@@ -83,6 +87,7 @@ class LowRank(Technique):
         """Yield a Swap by layers in a row for each layer that gets smaller."""
         yield from attention_swaps(model, context)
         layers = {path: layer for path, layer in untied(model, context, *_LAYERS) if factorable(path, layer, context)}
+        layers = self._without_heads(model, context, layers)
         found = self._metrics(model, context, layers)
         ways = {path: self._choices(layer, found[path]) for path, layer in layers.items() if path in found}
         picked = self._pick({path: layers[path] for path in ways}, ways, context)
@@ -94,6 +99,15 @@ class LowRank(Technique):
     def mildest(self) -> Technique:
         """Return factoring that keeps all energy."""
         return LowRank(energy=1.0)
+
+    def _without_heads(self, model: nn.Module, context: Context, layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
+        """The layers without those that give the outputs, which are recorded as left dense."""
+        if self.rank != "ratio" or len(layers) < 2:
+            return layers
+        left = [path for path in output_layers(model, context, layers) if like_a_head(*_weight(layers[path]).shape)]
+        for path in left:
+            context.leave(path, "gives the model's outputs; `only` it is factored")
+        return {path: layer for path, layer in layers.items() if path not in left}
 
     def _metrics(self, model: nn.Module, context: Context, layers: Mapping[str, nn.Module]) -> dict[str, Metric]:
         names = first_names(model)
@@ -187,6 +201,11 @@ def low_rank_swap(path: str, layer: nn.Module, ratio: float) -> Swap | None:
     choices = of_one_rank("channel", energies, len(weight) + weight[0].numel(), bias, 1)
     best = by_parameters(choices, (1 - ratio) * (weight.numel() + bias))
     return None if best is None else _factored(path, layer, Metric(), choices, best)
+
+
+def like_a_head(out: int, *inside: int) -> bool:
+    """Whether a weight of this shape has so few outputs that they may be classes: a quarter as many as inputs, or fewer."""
+    return _NARROW * out <= math.prod(inside)
 
 
 def factorable(path: str, layer: nn.Module, context: Context) -> bool:

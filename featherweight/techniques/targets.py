@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from featherweight.data import as_call, example_inputs
+from featherweight.data import as_call, example_inputs, forward
+from featherweight.data import tensors as all_tensors
+from featherweight.modes import evaluating
 from featherweight.technique import Context, Layer
 from featherweight.trace import module_path, trace
 
@@ -38,6 +40,36 @@ def untied(model: nn.Module, context: Context, *types: type[Layer]) -> list[tupl
         else:
             free.append((path, layer))
     return free
+
+
+def output_layers(model: nn.Module, context: Context, layers: Mapping[str, nn.Module]) -> set[str]:
+    """Return the paths of those layers whose output is one of the model's, such as a classifier's, and of the last one called.
+
+    The last one is there because a softmax or the like may follow it.
+
+    Args:
+        model: comes back as it was.
+        context: its data gives the example that is run.
+        layers: by path.
+
+    Raises:
+        ModelError: the model cannot be run.
+    """
+    given: dict[str, list[Tensor]] = {}
+
+    def keep(path: str) -> Callable[..., None]:
+        return lambda _, __, output: given.setdefault(path, []).extend(all_tensors(output))
+
+    handles = [layer.register_forward_hook(keep(path)) for path, layer in layers.items()]
+    try:
+        with evaluating(model), torch.no_grad():
+            outputs = list(all_tensors(forward(model, example_inputs(context.data, context.device))))
+    finally:
+        for handle in handles:
+            handle.remove()
+    last = {tensor.untyped_storage().data_ptr() for tensor in outputs}
+    found = {path for path, held in given.items() if any(t.untyped_storage().data_ptr() in last for t in held)}
+    return found | set(list(given)[-1:])
 
 
 def norm_pairs(model: nn.Module, context: Context) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from featherweight.data import Data
 from featherweight.edits import from_json, replay, to_json
 from featherweight.errors import RecipeError
 from featherweight.running import run
+from featherweight.scoping import only
 from featherweight.technique import Context, Recipe
 from featherweight.techniques import LowRank, PruneWeights, QuantizeWeights
 
@@ -259,6 +260,35 @@ def test_ratio_removes_that_share_of_each_layer_and_spread_of_all():
     assert sizes(together)[0] < 0.25 * before[0]
     assert sizes(together)[1] == before[1]  # of full rank: it costs most, and stays dense
     assert sum(sizes(together)) <= 0.61 * sum(before)
+
+
+@pytest.mark.parametrize(
+    "last", [nn.Identity(), nn.Softmax(1), nn.Unflatten(1, (2, 3))], ids=["as it is", "softmax", "a view"]
+)
+def test_what_gives_the_outputs_keeps_its_rank_where_all_lose_the_same_share(last):
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 6), last)
+    _, edits, context = factor(model, torch.ones(2, 32), rank="ratio", ratio=0.4)
+    assert [edit.path for edit in edits] == ["0"]
+    assert [(note.path, note.reason[:24]) for note in context.untouched] == [("2", "gives the model's output")]
+    _, edits, _ = factor(model, torch.ones(2, 32), rank="energy", energy=0.5)
+    assert [edit.path for edit in edits] == ["0", "2"]
+    _, edits = run(only("2", LowRank(rank="ratio", ratio=0.4)), model, context)
+    assert [edit.path for edit in edits] == ["2"], "alone"
+
+
+def test_every_head_keeps_its_rank():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.names, self.words = nn.Linear(16, 16), nn.Linear(16, 4), nn.Linear(16, 200)
+
+        def forward(self, x):
+            x = self.body(x).relu()
+            return {"words": self.words(x), "names": self.names(x)}
+
+    _, edits, context = factor(Two(), torch.ones(2, 16), rank="ratio", ratio=0.4)
+    assert [edit.path for edit in edits] == ["body", "words"], "more outputs than inputs: its rank is the inputs'"
+    assert [note.path for note in context.untouched] == ["names"]
 
 
 def test_bayes_finds_the_planted_rank_and_ratio_weakens_it():
