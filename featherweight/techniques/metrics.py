@@ -12,10 +12,11 @@ from featherweight.edits import module_at
 from featherweight.technique import Context
 from featherweight.techniques.factorizations import Metric
 from featherweight.techniques.gradients import gradients
-from featherweight.techniques.moments import first_names, moments
+from featherweight.techniques.moments import ROWS, first_names, moments
 
 METHODS = ("svd", "whitened", "fisher")
 FROM_DATA = frozenset({"whitened", "fisher"})
+_EXACT = 1024  # columns; wider layers' covariances are good to six digits, in half the time
 _LEAST = 1e-4  # of the mean importance; a row that the loss never saw still counts a little
 
 
@@ -43,7 +44,7 @@ def metrics(model: nn.Module, context: Context, paths: Sequence[str], method: st
     ]
     if not held or method == "svd":
         return {name: Metric() for name, _ in held}
-    seen = moments(model, context, paths, batches)
+    seen = moments(model, context, paths, batches, ROWS, _EXACT)
     found = {
         name: Metric(second[0] - torch.outer(first[0], first[0]), first[0]) for name, (first, second) in seen.items()
     }

@@ -82,7 +82,7 @@ def second_moments(
 
 
 def moments(
-    model: nn.Module, context: Context, paths: Iterable[str], batches: int, most: int | None = None
+    model: nn.Module, context: Context, paths: Iterable[str], batches: int, most: int | None = None, exact: int = 0
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return `E[x]` and `E[x x^T]` of what `second_moments` describes, `[groups, in]` and `[groups, in, in]`.
 
@@ -92,6 +92,7 @@ def moments(
         paths: as for `second_moments`.
         batches: as for `second_moments`.
         most: as for `second_moments`.
+        exact: inputs of layers with so many columns are added up in double precision even where they are few.
 
     Raises:
         DataError: there is no calibration data, or it has NaN.
@@ -104,7 +105,8 @@ def moments(
         if isinstance(layer, nn.Embedding):
             return
         name = names[id(layer.get_parameter(weight))]
-        wide = inputs.double() if most is None else inputs.float()  # few are added up well enough in single precision
+        # few are added up well enough in single precision
+        wide = inputs.double() if most is None or inputs.shape[-1] <= exact else inputs.float()
         first, second = wide.sum(1).double(), (wide.transpose(1, 2) @ wide).double()
         before = sums.get(name, (0.0, 0.0))
         sums[name] = first + before[0], second + before[1]
