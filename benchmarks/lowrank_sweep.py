@@ -1,18 +1,23 @@
 """Rank sweep: accuracy before and after healing against file bytes: plain, whitened, Fisher-weighted and Tucker-2 factors, ranks spread.
 
     FEATHERWEIGHT_DATA=../shared/data python benchmarks/lowrank_sweep.py [resnet20 | resnet56 | vgg19 | lstm | minilm ...]
+        [--forms plain whitened ...] [--ratios 0.5 ...]
 
-With names, prints their rows and records nothing. Each point is kept, so a killed run goes on. All forms of a network lose the
-same share of the parameters of each layer, but for ranks that are spread over them; a file holds them as float32. All heal alike, with
-the original as teacher.
+With names, forms or ratios, prints their points and records nothing. Each point is kept, so a killed run goes on, and several may run
+side by side. All forms of a network lose the same share of the parameters of each layer, but for the one that gives the outputs and
+for ranks that are spread over the layers; a file holds them as float32. All heal alike, with the original as teacher.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
+import dataclasses
+import itertools
 import shutil
 import statistics
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,6 +36,7 @@ NETWORKS = ("resnet56", "vgg19", "lstm", "minilm")
 RATIOS = (0.2, 0.35, 0.5, 0.65, 0.8)
 PAIRS = (("plain", "whitened"), ("plain tucker", "whitened tucker"))
 SPREAD = "spread"
+HEALED_ON = 100  # batches of images, of 128 each
 HEALS = {
     "resnet56": Distill(epochs=1, learning_rate=1e-3),
     "vgg19": Distill(epochs=1, learning_rate=1e-3),
@@ -52,7 +58,21 @@ def task(name: str) -> Task:
         return sentiment.task()
     import cifar
 
-    return cifar.task(name)
+    made = cifar.task(name)
+    return dataclasses.replace(made, data=dataclasses.replace(made.data, train=_Some(made.data.train, HEALED_ON)))
+
+
+class _Some:
+    """The first batches of a loader, drawn anew in each pass."""
+
+    def __init__(self, loader: Any, count: int) -> None:
+        self.loader, self.count = loader, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(self.loader, self.count)
 
 
 def forms(name: str, ratio: float) -> dict[str, Technique]:
@@ -67,7 +87,6 @@ def forms(name: str, ratio: float) -> dict[str, Technique]:
     found: dict[str, Technique] = {
         "plain": LowRank(ratio=ratio, rank="ratio"),
         "whitened": LowRank(ratio=ratio, rank="ratio", method="whitened"),
-        "whitened sequential": LowRank(ratio=ratio, rank="ratio", method="whitened", sequential=True),
         "fisher": LowRank(ratio=ratio, rank="ratio", method="fisher"),
         SPREAD: LowRank(ratio=ratio, rank="spread", method="fisher", shape="auto"),
     }
@@ -94,15 +113,18 @@ def measured(made: Task, technique: Technique | None, heal: Distill | None, key:
     return found
 
 
-def sweep(name: str, made: Task, done: dict[str, Any]) -> None:
-    """Measure what is missing of one network's forms at every ratio."""
+def sweep(name: str, made: Task, some: list[str] | None, ratios: list[float]) -> None:
+    """Measure what is missing of one network's forms, some or all, at some ratios."""
     wanted: dict[str, Technique | None] = {f"{name} dense": None}
-    for ratio in RATIOS:
-        wanted |= {f"{name} {form} {ratio}": technique for form, technique in forms(name, ratio).items()}
+    for ratio in ratios:
+        wanted |= {
+            f"{name} {form} {ratio}": how for form, how in forms(name, ratio).items() if not some or form in some
+        }
     for key, technique in wanted.items():
-        if key not in done:
-            done[key] = measured(made, technique, HEALS[name], key)
-            keep(NAME, done)
+        if key not in kept(NAME):
+            point = measured(made, technique, HEALS[name], key)
+            keep(NAME, {**kept(NAME), key: point})
+        done = kept(NAME)
         sys.stdout.write(
             f"{key:32} {done[key]['bytes']:>10,} bytes {100 * done[key]['accuracy']:6.2f} %, "
             f"healed {100 * done[key].get('healed', float('nan')):6.2f} %\n"
@@ -134,14 +156,19 @@ def advantages(done: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def main(names: list[str]) -> None:
-    """Measure every network, or those named; write the row when it is all of them."""
+def main() -> None:
+    """Measure every network, or those named; write the rows when it is all of them."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("networks", nargs="*", default=list(NETWORKS))
+    asked.add_argument("--forms", nargs="*", help="these alone; no rows are then written")
+    asked.add_argument("--ratios", nargs="*", type=float, default=list(RATIOS))
+    options = asked.parse_args()
     torch.set_num_threads(1)
-    done = kept(NAME)
-    for name in names or NETWORKS:
-        sweep(name, task(name), done)
-    if names:
+    for name in options.networks:
+        sweep(name, task(name), options.forms, options.ratios)
+    if options.forms or set(options.networks) != set(NETWORKS) or set(options.ratios) != set(RATIOS):
         return
+    done = kept(NAME)
     found = differences(done)
     worst = min(found, key=found.__getitem__)
     note = (
@@ -153,8 +180,8 @@ def main(names: list[str]) -> None:
     worst = min(found, key=found.__getitem__)
     note = (
         f"smallest of {len(found)} differences, at {worst}, mean {statistics.mean(found.values()):+.2f}; test accuracy after healing "
-        f"alike, on {trainer()}: {'; '.join(f'{name} {HEALS[name]}' for name in NETWORKS)}; ranks spread by allocation over the "
-        "layers, against the best of all forms that lose the same share of every layer"
+        f"alike, on {trainer()}, with images {HEALED_ON} batches of them: {'; '.join(f'{name} {HEALS[name]}' for name in NETWORKS)}; "
+        "ranks spread by allocation over the layers, against the best of all forms that lose the same share of every layer"
     )
     record(NAME, "lowrank.allocated_over_uniform", found[worst], 1, note, found)
 
@@ -164,4 +191,4 @@ def _say(message: str, _: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
