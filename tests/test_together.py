@@ -51,7 +51,7 @@ def test_both_come_to_the_same_bit_for_bit(made, case):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("case", ["fitted", "pruned", "entropy", "quantized"])
+@pytest.mark.parametrize("case", ["fitted", "pruned", "noisy", "entropy", "quantized"])
 def test_two_processes_come_to_what_one_comes_to(made, case):
     """Batches of uneven sizes, hooks and noise of the penalty included."""
     alone, (two, _) = two_processes.CASES[case](), both(made, case)

@@ -17,7 +17,7 @@ import featherweight.pipeline
 from featherweight import Context, Data, run
 from featherweight.edits import named_tensors
 from featherweight.errors import RecipeError
-from featherweight.techniques import PenalizeEntropy, PruneWeights, QuantizeAware
+from featherweight.techniques import PenalizeEntropy, PruneVariational, PruneWeights, QuantizeAware
 from featherweight.techniques.train import Training, fit
 
 
@@ -99,6 +99,7 @@ CASES = {
     "fitted": lambda: fitted(network(), UNEVEN),
     "normed": lambda: fitted(network(normed), (32, 16)),
     "pruned": lambda: stepped(PruneWeights(ratio=0.5, epochs=2, learning_rate=1e-2)),
+    "noisy": lambda: stepped(PruneVariational(rate=30.0, threshold=-2.0, epochs=2, learning_rate=1e-2)),
     "entropy": lambda: stepped(PenalizeEntropy(epochs=2, learning_rate=1e-2)),
     "quantized": lambda: stepped(QuantizeAware(epochs=1)),
 }

@@ -77,8 +77,7 @@ class _Noise:
             batch = samples(next(batches(context.data.train, "train"))[0])
         self._pace = _TRAVEL / (_END * settings.epochs * steps)
         self._share = settings.rate / (steps * batch)  # of a training set's divergence, one sample's
-        self._seed, self._weight = context.draw("noise"), 0.0
-        self._draws = {device: torch.Generator(device) for device in {w.device for w in weights.values()}}
+        self._pull = 0.0
         self._still: dict[str, Tensor] = {}  # the weights without the noise of this step
         self._drawn: dict[str, Tensor] = {}
         self.memory: dict[str, Tensor] = {"steps": torch.zeros((), dtype=torch.int64)}
@@ -95,13 +94,10 @@ class _Noise:
                 for name, mask in self._masks.items():
                     mask.logical_and_(self._log_alpha(name) <= self._settings.threshold)
             return True
-        self._weight = self._share * min(1.0, done / _RISE)
+        self._pull = self._share * min(1.0, done / _RISE)
         self.memory["steps"] += 1
-        for generator in self._draws.values():  # of its own: processes that train together draw alike
-            generator.manual_seed((self._seed + int(self.memory["steps"])) % 2**63)
         for name, weight in self._weights.items():
-            drawn = torch.empty_like(weight).normal_(generator=self._draws[weight.device])
-            drawn *= (0.5 * self.memory[f"variance/{name}"]).exp()
+            drawn = torch.randn_like(weight) * (0.5 * self.memory[f"variance/{name}"]).exp()
             self._still[name], self._drawn[name] = weight.detach().clone(), drawn
             with torch.no_grad():
                 weight += drawn
@@ -119,8 +115,8 @@ class _Noise:
             value, spread = still.requires_grad_(), variance.clone().requires_grad_()
             with torch.enable_grad():
                 to_weight, to_spread = torch.autograd.grad(divergence(log_alpha(value, spread)).sum(), (value, spread))
-            self._step(name, 0.5 * gradient * self._drawn[name] + self._weight * to_spread)
-            gradient += self._weight * to_weight
+            self._step(name, 0.5 * gradient * self._drawn[name] + self._pull * to_spread)
+            gradient += self._pull * to_weight
         self._still.clear()
 
     def _step(self, name: str, gradient: Tensor) -> None:
