@@ -14,7 +14,7 @@ from results import FOLDER, record
 NAME = "unmeasured"
 TRAINED = ("qat_w4", "qat_w4a4", "qat_w2", "ternary", "binary")
 QAT = {"resnet20": 60, "vgg19": 90, "minilm": 120}
-MARGINS = {"mlp": 120, "lstm": 240, "lenet300": 240, "resnet20": 900, "vgg19": 900, "resnet56": 900, "minilm": 900}
+MARGINS = {"mlp": 120, "lstm": 240, "lenet300": 600, "resnet20": 900, "vgg19": 900, "resnet56": 900, "minilm": 900}
 MINUTES = {
     **{
         f"quantization.{network}.{figure}.drop": (f"quantization_qat.py {network}", minutes)
@@ -23,7 +23,7 @@ MINUTES = {
     },
     "quantization.efficientnet.over_best_runtime": ("quantization_latency.py efficientnet", 15),
     "quantization.export.unexplained": ("quantization_export.py", 30),
-    **{f"lowrank.{figure}": ("lowrank_sweep.py", 240) for figure in ("whitened_over_plain", "allocated_over_uniform")},
+    **{f"lowrank.{figure}": ("lowrank_sweep.py", 400) for figure in ("whitened_over_plain", "allocated_over_uniform")},
     "distillation.unlabelled.recovery": ("distillation_unlabelled.py", 40),
     **{f"distillation.sets.{figure}": ("distillation_table.py", 600) for figure in ("soft_targets", "best_other")},
     **{f"bytes.{network}.over_nncodec": ("bytes_rdoq.py", 200) for network in ("resnet56", "vgg19", "minilm")},
@@ -40,7 +40,7 @@ MINUTES = {
     "budget.resnet20.minutes": ("budget_resnet20.py", 20),
     "budget.amc.gap": ("budget_amc.py resnet20 0 1 2", 90),
     "budget.evolution.gap": ("budget_amc.py resnet20 0 1 2", 90),
-    "budget.supernet.resnet20.gap": ("budget_supernet.py resnet20 0 1 2", 300),
+    "budget.supernet.resnet20.gap": ("budget_supernet.py resnet20 0 1 2", 600),
     "budget.supernet.transformer.gap": ("budget_supernet.py transformer 0 1 2", 75),
     "evaluation.newcomer.minutes": ("evaluation_newcomer.py", 20),
 }
