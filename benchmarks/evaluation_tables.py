@@ -1,7 +1,7 @@
 """Which technique, for four networks: every recipe at four budgets under three seeds, by `featherweight.compare`'s rules.
 
     FEATHERWEIGHT_DATA=../shared/data python benchmarks/evaluation_tables.py mlp [lstm resnet20 minilm] [--seeds 1]
-        [--budgets 8x] [--recipes bits joint]
+        [--budgets 8x] [--recipes bits joint] [--workers 2]
 
 Cells lie in the benchmarks' cache and are never run twice: a sitting may be killed at any time, and `--seeds 1` completes one seed
 everywhere before the second. Tables and pages go to `benchmarks/results/comparisons/` once all budgets and recipes are asked for; a
@@ -23,6 +23,7 @@ from results import FOLDER, keep, kept, record
 from featherweight import Task, compare
 from featherweight.report.compared import Comparison
 from featherweight.report.fronts import pareto
+from featherweight.workers.hiring import Crew
 
 NAME = "evaluation_tables"
 BUDGETS = ("4x", "8x", "16x", "32x")
@@ -63,7 +64,7 @@ NETWORKS = {
 }
 
 
-def compared(name: str, seeds: int, recipes: Sequence[str], budgets: Sequence[str]) -> Comparison:
+def compared(name: str, seeds: int, recipes: Sequence[str], budgets: Sequence[str], workers: int) -> Comparison:
     """Run what is missing of a network's table."""
     network, folder = NETWORKS[name], cache() / f"compare-{name}"
     command = f"python benchmarks/evaluation_tables.py {name}"
@@ -76,6 +77,7 @@ def compared(name: str, seeds: int, recipes: Sequence[str], budgets: Sequence[st
         epochs=network.epochs,
         name=name,
         command=command,
+        crew=Crew(workers),
         progress=_say,
     )
 
@@ -112,9 +114,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--budgets", nargs="*", choices=BUDGETS, default=list(BUDGETS))
     parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--workers", type=int, default=1, help="processes")
     asked = parser.parse_args()
     for name in asked.networks:
-        found = compared(name, asked.seeds, asked.recipes, asked.budgets)
+        found = compared(name, asked.seeds, asked.recipes, asked.budgets, asked.workers)
         if set(asked.budgets) != set(BUDGETS) or set(asked.recipes) != set(RECIPES):
             continue
         shown(name)
