@@ -39,7 +39,7 @@ SPREAD = "spread"
 HEALED_ON = 100  # batches of images, of 128 each
 HEALS = {
     "resnet56": Distill(epochs=1, learning_rate=1e-3),
-    "vgg19": Distill(epochs=1, learning_rate=1e-3),
+    "vgg19": Distill(epochs=1, learning_rate=2e-4),
     "lstm": Distill(epochs=3, learning_rate=1e-3),
     "minilm": Distill(epochs=1, learning_rate=1e-4),
     "resnet20": Distill(epochs=1, learning_rate=1e-3),
