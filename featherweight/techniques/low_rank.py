@@ -64,8 +64,8 @@ class LowRank(Technique):
         (tucker, bayes); Wang et al., "SVD-LLM", ICLR 2025 (whitened); Hsu et al., ICLR 2022, Chekalina et al.,
         "Generalized Fisher-Weighted SVD", 2025 (fisher).
     Use when: layers are wide and the target computes dense matrices; heal with `distill` afterwards.
-    Costs: one decomposition a layer; from data, `batches` passes over calibration batches and 8 in^2 bytes a layer, twice
-        the passes for each layer when sequential.
+    Costs: one decomposition a layer; from data, `batches` passes over calibration batches, of which some 4,096 inputs and one a
+        column are read, and 8 in^2 bytes a layer; twice the passes for each layer when sequential.
     """
 
     stage: ClassVar[Stage | None] = Stage.FACTOR
@@ -106,7 +106,7 @@ class LowRank(Technique):
             return layers
         left = [path for path in output_layers(model, context, layers) if like_a_head(*_weight(layers[path]).shape)]
         for path in left:
-            context.leave(path, "gives the model's outputs; `only` it is factored")
+            context.leave(path, "gives the model's outputs; it is factored if `only` names it alone")
         return {path: layer for path, layer in layers.items() if path not in left}
 
     def _metrics(self, model: nn.Module, context: Context, layers: Mapping[str, nn.Module]) -> dict[str, Metric]:
