@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from killed import resumes_to_the_same_weights
 from torch import nn
 
 from featherweight.data import Data
@@ -44,28 +45,8 @@ def test_a_small_weight_that_grows_outlives_a_large_one_that_shrinks():
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path):
     """The loader fails in the fifth epoch; scores and values set aside come back from the checkpoint."""
-    task = small_models()["perceptron"]
     technique = PruneMovement(0.7, epochs=8, learning_rate=0.01)
-    whole, _, _ = prune(technique, task)
-
-    class Failing(list):
-        reads = 0
-
-        def __iter__(self):
-            Failing.reads += 1
-            if Failing.reads == 6:  # the first reading names the checkpoint
-                raise KeyboardInterrupt
-            return super().__iter__()
-
-    data = Data(**{**vars(task.data), "train": Failing(task.data.train)})
-    context = Context(data=data, teacher=task.model, seed=1, workspace=tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        run(technique, task.model, context)
-    assert list(tmp_path.glob("train-*.safetensors"))
-    resumed, _ = run(technique, task.model, context)
-    assert Failing.reads < 6 + 8, "it went on where it was"
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    resumes_to_the_same_weights(technique, small_models()["perceptron"], tmp_path, at=6)
 
 
 def test_zeros_of_earlier_steps_and_its_own_outlive_training():

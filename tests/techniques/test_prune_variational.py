@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from killed import resumes_to_the_same_weights
 from torch import nn
 
 from featherweight.data import Data
@@ -87,28 +88,8 @@ def test_every_kind_of_layer_gets_zeros(name):
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path):
     """The loader fails in the fifth epoch; variances come back from the checkpoint."""
-    task = small_models()["perceptron"]
     technique = PruneVariational(rate=10.0, threshold=0.0, epochs=8, learning_rate=0.01)
-    whole, _, _ = prune(technique, task)
-
-    class Failing(list):
-        reads = 0
-
-        def __iter__(self):
-            Failing.reads += 1
-            if Failing.reads == 7:  # the first readings count samples and name the checkpoint
-                raise KeyboardInterrupt
-            return super().__iter__()
-
-    data = Data(**{**vars(task.data), "train": Failing(task.data.train)})
-    context = Context(data=data, teacher=task.model, seed=1, workspace=tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        run(technique, task.model, context)
-    assert list(tmp_path.glob("train-*.safetensors"))
-    resumed, _ = run(technique, task.model, context)
-    assert Failing.reads < 7 + 8, "it went on where it was"
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    resumes_to_the_same_weights(technique, small_models()["perceptron"], tmp_path, at=7)
 
 
 def test_zeros_of_earlier_steps_and_its_own_outlive_training():
