@@ -51,7 +51,7 @@ class PruneVariational(Technique):
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Train in place, and yield one Write that names every tensor with noise as sparse."""
-        weights = matrices(model, context)
+        weights = {name: weight for name, weight in matrices(model, context).items() if weight.requires_grad}
         if not weights:
             return
         masks = fresh_masks(weights, context)

@@ -103,6 +103,15 @@ def test_zeros_of_earlier_steps_and_its_own_outlive_training():
         assert not healed.get_parameter(name)[pruned.get_parameter(name) == 0].any(), name
 
 
+def test_frozen_weights_get_no_noise_and_no_zeros():
+    task = small_models()["perceptron"]
+    first, *_ = (name for name, value in task.model.named_parameters() if value.dim() == 2)
+    task.model.get_parameter(first).requires_grad_(False)
+    output, edits, _ = prune(PruneVariational(rate=30.0, threshold=-10.0, epochs=2), task)
+    assert torch.equal(output.get_parameter(first), task.model.get_parameter(first))
+    assert first not in edits[0].sparse and edits[0].sparse
+
+
 def test_no_weight_decides_nothing():
     data = Data(example=torch.ones(1, 2), train=[torch.ones(1, 2)], validate=[torch.ones(1, 2)])
     _, edits = run(PruneVariational(), nn.Sequential(nn.ReLU()), Context(data=data))
