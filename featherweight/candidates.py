@@ -8,7 +8,7 @@ import time
 from torch import nn
 
 from featherweight import measurement as measuring
-from featherweight.allocation import EIGHTHS, Tables, tables_of, with_seconds
+from featherweight.allocation import EIGHTHS, PREPARED, Tables, tables_of, with_seconds
 from featherweight.contest import Contest
 from featherweight.job import MARGIN, Job, Result, file_floor
 from featherweight.mixes import MIXES
@@ -45,23 +45,23 @@ class Candidates:
         if self.budget.limit("memory") is not None:
             self.costs["memory"] = float(measuring.peak_bytes(self.whole, job.data))
         context = Context(data=job.data, device=job.request.device, seed=job.request.seed, report=job.progress)
-        folded, edits = run(FoldBatchNorm(), job.model, context)
-        self.costs["floor"] = float(file_floor(folded.cpu(), edits, job.graph_of(folded, edits)))
+        prepared, edits = run(PREPARED, job.model, context)
+        self.costs["floor"] = float(file_floor(prepared.cpu(), edits, job.graph_of(prepared, edits)))
         self.priced: dict[Recipe, dict[str, float]] = {}  # by untrained recipe
         self.contest: Contest | Untrained
         if job.data.train is None:
             self.contest = Untrained(job, self.price, self.costs)
         else:
-            self.contest = Contest(job, self._tables(folded, context), self.costs)
+            self.contest = Contest(job, self._tables(prepared, context), self.costs)
 
-    def _tables(self, folded: nn.Module, context: Context) -> Tables:
-        """Damage and costs of every treatment of the model with its batch norms folded, in seconds too where they are limited."""
+    def _tables(self, prepared: nn.Module, context: Context) -> Tables:
+        """Damage and costs of every treatment of the prepared model, in seconds too where they are limited."""
         if "latency" not in self.costs:
-            return tables_of(folded, context)
+            return tables_of(prepared, context)
         job = self.job
         plain = job.execute(Recipe((FoldBatchNorm(), QuantizeStatic())), by_user=False, measure=False)
-        whole, tables = assemble(plain.graph, plain.model.state_dict()), tables_of(folded, context, shares=EIGHTHS)
-        return with_seconds(tables, folded, context, whole, self.whole, job.table)
+        whole, tables = assemble(plain.graph, plain.model.state_dict()), tables_of(prepared, context, shares=EIGHTHS)
+        return with_seconds(tables, prepared, context, whole, self.whole, job.table)
 
     def search(self) -> list[Trial]:
         """Return the trials, the best last."""

@@ -31,7 +31,7 @@ class Contest:
 
     Args:
         job: started.
-        tables: of the model with its batch norms folded.
+        tables: of the prepared model.
         costs: of the original, as of `mixed`.
     """
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from featherweight import measurement as measuring
 from featherweight.agreement import expected_outputs
-from featherweight.allocation import Tables, tables_of
+from featherweight.allocation import PREPARED, Tables, tables_of
 from featherweight.artifact import Artifact, load
 from featherweight.data import Data, Inputs, Task, batches, complete, example_inputs
 from featherweight.delivery import Delivery, candidates, deliver, deliveries, first_sample, timed
@@ -26,11 +26,10 @@ from featherweight.runtimes import Subject, find_format
 from featherweight.runtimes.onnxruntime import Session, audit
 from featherweight.scoring import evaluate
 from featherweight.technique import Context, Report
-from featherweight.techniques import FoldBatchNorm
 
 
 def analyze_task(model: nn.Module, data: Data, progress: Report = lambda message, done: None) -> Tables:
-    """Return the damage and cost tables of a model with its batch norms folded, as the allocation reads them.
+    """Return the damage and cost tables of a model, its batch norms folded and its attention split, as the allocation reads them.
 
     Args:
         model: not changed.
@@ -42,8 +41,8 @@ def analyze_task(model: nn.Module, data: Data, progress: Report = lambda message
     """
     complete_data, _ = complete(data)
     context = Context(data=complete_data, report=progress)
-    folded, _ = run(FoldBatchNorm(), model, context)
-    return tables_of(folded, context)
+    prepared, _ = run(PREPARED, model, context)
+    return tables_of(prepared, context)
 
 
 def measure_task(model: nn.Module, data: Data) -> dict[str, Any]:

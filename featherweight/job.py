@@ -23,7 +23,7 @@ from featherweight.allocation import Healing
 from featherweight.artifact import compact, package
 from featherweight.costs import parameters
 from featherweight.data import Data, Shortened, batches, complete, samples
-from featherweight.edits import Edit, Write, to_json
+from featherweight.edits import Edit, Write, private_copy, to_json
 from featherweight.errors import BudgetError, FeatherweightError, RecipeError
 from featherweight.latency import latencies
 from featherweight.latency_table import LatencyTable
@@ -109,6 +109,10 @@ class Job:
         """
         complete_data, notes = complete(data)
         check(model, complete_data)
+        model, baked = private_copy(model)
+        notes += tuple(
+            f"{name} was computed from other tensors at each forward: it is a plain weight now" for name in baked
+        )
         temporary = tempfile.TemporaryDirectory() if request.out is None and together.first() else None
 
         def opened() -> Path:

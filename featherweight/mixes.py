@@ -59,7 +59,7 @@ def mixed(strength: Strength, mix: Mix | None, tables: Tables, original: dict[st
     Args:
         strength: how small.
         mix: factors on the damages of families, as of `MIXES`; None is no allocation, one density by LAMP and one width.
-        tables: of the model with its batch norms folded.
+        tables: of the prepared model.
         original: `size`, `params` and `macs` of the original, and `floor`, bytes of a file whose weights have no information.
         trains: False leaves every training out: what the file would weigh, without the wait.
     """

@@ -24,6 +24,8 @@ from featherweight.scoring import loss_function, score_function
 from featherweight.technique import Technique
 from featherweight.techniques import together
 
+_HALVES = (torch.float16, torch.bfloat16)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -81,10 +83,16 @@ def check(model: nn.Module, data: Data) -> None:
     """Refuse a model and data that do not fit each other, before any work starts.
 
     Raises:
-        ModelError: the forward fails on the example, or the model cannot be copied.
+        ModelError: the forward fails on the example, weights are of 16 bits, or the model cannot be copied.
         DataError: a loader is empty, has NaN, labels are out of range, or loss and score cannot take the output.
     """
     inputs = example_inputs(data)
+    for name, weight in model.named_parameters():
+        if weight.dtype in _HALVES:
+            raise ModelError(
+                f"{name} of {type(model).__name__} is {str(weight.dtype).removeprefix('torch.')}, which training rounds away and "
+                "few runtimes compute in: give model.float(), and float32 inputs"
+            )
     private_copy(model)
     with evaluating(model):
         try:

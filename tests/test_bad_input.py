@@ -1,5 +1,6 @@
 """What must be refused: each with one clear error of ours, before any work where that can be known."""
 
+import copy
 import os
 from dataclasses import replace
 
@@ -122,6 +123,13 @@ def test_an_unknown_loss_or_score(clusters, setting, value):
 def test_a_model_that_does_not_take_the_example(clusters):
     message = refusal(ModelError, nn.Linear(7, 4), clusters.data)
     assert "Linear does not run on Data.example" in message
+
+
+@pytest.mark.parametrize("halved", [nn.Module.half, nn.Module.bfloat16])
+def test_weights_of_sixteen_bits(clusters, halved):
+    message = refusal(ModelError, halved(copy.deepcopy(clusters.model)), clusters.data)
+    assert "float16" in message
+    assert "model.float()" in message
 
 
 def test_a_loss_that_the_targets_do_not_fit(clusters):

@@ -41,6 +41,7 @@ from featherweight.techniques import (
     SeparateConvolutions,
     ShareWeights,
     SmoothActivations,
+    SplitAttention,
     TernarizeWeights,
 )
 from featherweight.testing import check_technique
@@ -117,6 +118,7 @@ SETTINGS = {
         Distill(epochs=1, loss="dist + 0.1 * logits", mixing="falling"),
     ],
     "fold_batch_norm": [FoldBatchNorm()],
+    "split_attention": [SplitAttention()],
     "reestimate_norms": [ReestimateNorms()],
     "reinitialize": [Reinitialize()],
     "regularize_groups": [RegularizeGroups(epochs=1)],

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import DataLoader, TensorDataset
 
 from featherweight import job
@@ -251,6 +252,21 @@ def test_dict_inputs_and_a_tuple_of_outputs(clusters, tmp_path):
         wanted = forward(module, batch)
     for expected, found in zip(wanted, artifact.run(batch), strict=True):
         assert torch.allclose(expected, torch.from_numpy(found), atol=1e-4)
+
+
+def test_weights_that_are_computed_anew_are_baked_and_the_file_fits_the_class(clusters, tmp_path):
+    def normed():
+        model = copy.deepcopy(clusters.model)
+        weight_norm(model.inner[0])
+        return model
+
+    model, path = normed(), tmp_path / "model.fw"
+    artifact = compress(model, clusters.data, "size<=60%", trials=1, epochs=2, out=path)
+    assert hasattr(model.inner[0], "parametrizations"), "the user's own is as it was"
+    assert any("inner.0.weight was computed from other tensors" in note for note in artifact.report.notes)
+    with torch.no_grad():
+        again = load(path, into=normed())(*clusters.data.example)
+    assert np.allclose(load(path).run(clusters.data.example)[0], again, atol=1e-4)
 
 
 def test_a_regression_where_less_is_better(clusters):

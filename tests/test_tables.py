@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from featherweight.allocation import Tables, measure_tables, tables_of
+from featherweight.allocation import PREPARED, Healing, Tables, measure_tables, recipe_of, solve, tables_of
 from featherweight.allocation.tables import FINE, SHARES, corrected
 from featherweight.allocation.treatments import Treatment, frontier
 from featherweight.allocation.truth import Reference
@@ -16,7 +16,9 @@ from featherweight.coding import encode_tensor
 from featherweight.data import Data
 from featherweight.errors import DataError
 from featherweight.layers.quantized import limit
+from featherweight.running import run
 from featherweight.technique import Context
+from featherweight.techniques import SplitAttention
 from featherweight.techniques.rounding import grid_scale, to_codes
 
 
@@ -175,3 +177,50 @@ def test_recurrent_layers_have_rows_and_equal_groups():
     hidden = next(row for row in found.rows if row.name == "lstm.weight_hh_l1")
     assert (hidden.makes, hidden.reads) == (0, 0)
     assert hidden.treatments[0].macs == 5 * 64 * 16
+
+
+def carried_out(model, context, **factors):
+    """The tables of a model, and what an allocation of a tenth of its bytes, untrained, makes of it; with the allocation."""
+    found = measure_tables(run(PREPARED, model, context).model, context)
+    most = 0.1 * 4 * sum(value.numel() for value in model.parameters())
+    allocation = solve(found.scaled(factors), {"size": most})
+    recipe = recipe_of(found, allocation, Healing(0, 0), batches=1)
+    return found, allocation, recipe, run(recipe, model, context).model
+
+
+def test_attention_is_split_and_every_part_cut_pruned_and_rounded_by_its_name():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.TransformerEncoderLayer(32, 4, 48, batch_first=True), nn.Linear(32, 3))
+    steps = torch.randn(32, 5, 12)
+    context = Context(data=Data(example=steps[:1], calibrate=[(steps, None)]))
+    found, allocation, recipe, small = carried_out(model.eval(), context, channels=0.1, ranks=10.0, zeros=0.1)
+    parts = {f"1.self_attn.{part}" for part in ("query", "key", "value", "out")}
+    assert found.attention
+    assert parts < {row.path for row in found.rows}
+    assert SplitAttention() in recipe.steps
+    assert any(parts & set(group.names) for group in found.groups), "heads"
+    assert min(allocation.shares) < 1
+    assert any(allocation.treatments[f"{part}.weight"].density < 1 for part in parts)
+    assert small(steps).shape == (32, 5, 3)
+    assert Tables.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_channels_between_bare_parameters_have_names_and_are_cut():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.ParameterList([nn.Parameter(torch.randn(16, 16) / 4) for _ in range(3)])
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, value):
+            for weight in self.weights:
+                value = (value @ weight).tanh()
+            return self.head(value)
+
+    torch.manual_seed(0)
+    inputs = torch.randn(64, 16)
+    context = Context(data=Data(example=inputs[:1], calibrate=[(inputs, None)]))
+    found, allocation, _, small = carried_out(Bare().eval(), context, channels=1e-3)
+    assert {group.names for group in found.groups} == {("weights",)}
+    assert min(allocation.shares) < 1
+    assert small.weights[0].shape[1] == small.weights[1].shape[0] < 16

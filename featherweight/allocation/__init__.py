@@ -2,7 +2,7 @@
 
 from featherweight.allocation.program import Allocation, front, solve
 from featherweight.allocation.ratios import allocate, gradually
-from featherweight.allocation.recipes import Healing, recipe_of
+from featherweight.allocation.recipes import PREPARED, Healing, recipe_of
 from featherweight.allocation.seconds import with_seconds
 from featherweight.allocation.storage import tables_of
 from featherweight.allocation.tables import EIGHTHS, measure_tables
@@ -10,6 +10,7 @@ from featherweight.allocation.treatments import Group, Row, Tables, Treatment
 
 __all__ = [
     "EIGHTHS",
+    "PREPARED",
     "Allocation",
     "Group",
     "Healing",

@@ -18,8 +18,12 @@ from featherweight.techniques import (
     PruneWeights,
     QuantizeStatic,
     QuantizeWeights,
+    SplitAttention,
 )
 from featherweight.techniques.low_rank import like_a_head
+
+PREPARED = Recipe((FoldBatchNorm(), SplitAttention()))
+"""What tables are made after."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,13 @@ def recipe_of(
     """Return the steps that carry an allocation out, from the original model on.
 
     Args:
-        tables: of the model with its batch norms folded.
+        tables: of the prepared model.
         allocation: what to do.
         healing: how long to train.
         static: whether activations become integers too, for speed; all weights then have 8 bits.
         batches: calibration batches that cuts and factors read.
     """
-    steps: list[Technique] = [FoldBatchNorm()]
+    steps: list[Technique] = [FoldBatchNorm(), *([SplitAttention()] if tables.attention else [])]
     steps += _cuts(tables, allocation, batches)
     steps += _factors(tables, allocation, batches)
     ratios = ", ".join(

@@ -32,7 +32,7 @@ def with_seconds(
 
     Args:
         tables: of the model.
-        model: with its batch norms folded; it comes back as it was.
+        model: prepared; it comes back as it was.
         context: example and scope, as the tables were made with.
         whole: the model in the form that is shipped, nothing cut: serialized ONNX.
         original: what a latency is relative to: serialized ONNX.

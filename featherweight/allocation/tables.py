@@ -22,13 +22,14 @@ from featherweight.costs import count_macs, parameters
 from featherweight.data import batches, example_inputs, forward, samples
 from featherweight.edits import module_at, named_tensors
 from featherweight.graph import CoupledGroup
+from featherweight.layers.attention import MultiHeadAttention
 from featherweight.layers.quantized import limit
 from featherweight.masking import masked
 from featherweight.modes import evaluating
 from featherweight.technique import Context
 from featherweight.techniques.cuts import clusters, keep_edit
 from featherweight.techniques.factorizations import Metric, matrix_factors
-from featherweight.techniques.importance import indices, makes, sums
+from featherweight.techniques.importance import indices, makers, sums
 from featherweight.techniques.matrices import matrices
 from featherweight.techniques.rounding import grid_scale
 from featherweight.techniques.scores import largest
@@ -87,7 +88,7 @@ def measure_tables(
         rows.append(Row(name, table.path, tuple(weight.shape), out, inside, table.treatments()))
     groups = []
     for place, cluster in enumerate(found):
-        made = {name.rpartition(".")[0] for group in cluster for name, dim in group.members if makes(model, name, dim)}
+        made = set().union(*(makers(model, group) for group in cluster))
         names = tuple(path for path, _ in model.named_modules() if path in made)
         context.report(f"damage of {names[0]}'s channels", (len(weights) + place) / (len(weights) + len(found)))
         units = min(map(len, cluster))
@@ -98,7 +99,8 @@ def measure_tables(
         "params": float(parameters(model)[0] - sum(one.params for one in plain)),
         "macs": max(0.0, macs - sum(one.macs for one in plain)),
     }
-    return Tables(tuple(rows), tuple(groups), fixed)
+    attention = any(isinstance(layer, MultiHeadAttention) for layer in model.modules())
+    return Tables(tuple(rows), tuple(groups), fixed, attention)
 
 
 def _nats(model: nn.Module, weights: Mapping[str, nn.Parameter], context: Context, count: int) -> dict[str, Tensor]:

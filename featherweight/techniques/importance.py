@@ -107,7 +107,19 @@ def _scores(model: nn.Module, groups: Sequence[CoupledGroup], kind: str, context
 
 def within(model: nn.Module, group: CoupledGroup, context: Context) -> bool:
     """Whether all outputs that a unit of the group takes with it are in scope; the inputs of others follow."""
-    return all(context.in_scope(name.rpartition(".")[0]) or not makes(model, name, dim) for name, dim in group.members)
+    return all(map(context.in_scope, makers(model, group)))
+
+
+def makers(model: nn.Module, group: CoupledGroup) -> set[str]:
+    """Return the paths of the layers that make a group's units, or else of all that hold bare parameters, whose sides nobody can tell."""
+    holders = {name.rpartition(".")[0] for name, _ in group.members}
+    made = {name.rpartition(".")[0] for name, dim in group.members if makes(model, name, dim)}
+    return made or {path for path in holders if _bare(module_at(model, path))}
+
+
+def _bare(holder: nn.Module) -> bool:
+    own = type(holder).__module__.startswith(("torch.nn.", "featherweight.layers."))
+    return not own or isinstance(holder, nn.ParameterList | nn.ParameterDict)
 
 
 def makes(model: nn.Module, name: str, dim: int) -> bool:

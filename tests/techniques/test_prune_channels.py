@@ -170,6 +170,23 @@ def test_the_width_of_an_embedding_is_an_output():
     assert output[2].out_features == 6
 
 
+def test_bare_parameters_out_of_scope_are_left():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.inner, self.head = nn.Parameter(torch.randn(3, 8)), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, value):
+            return self.head(self.inner((value @ self.weight).relu()).relu())
+
+    output, _, _ = prune(Bare(), torch.ones(1, 3), only("inner", PruneChannels(ratio=0.5)))
+    assert output.weight.shape == (3, 8)
+    assert output.inner.weight.shape == (4, 8)
+    output, _, _ = prune(Bare(), torch.ones(1, 3), PruneChannels(ratio=0.5))
+    assert output.weight.shape == (3, 4)
+    assert output.inner.weight.shape == (4, 4)
+
+
 def test_a_transposed_convolution_behind_the_scope_loses_inputs_only():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 6, 2, stride=2), nn.Conv2d(6, 2, 1))

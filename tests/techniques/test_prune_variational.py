@@ -109,7 +109,8 @@ def test_frozen_weights_get_no_noise_and_no_zeros():
     task.model.get_parameter(first).requires_grad_(False)
     output, edits, _ = prune(PruneVariational(rate=30.0, threshold=-10.0, epochs=2), task)
     assert torch.equal(output.get_parameter(first), task.model.get_parameter(first))
-    assert first not in edits[0].sparse and edits[0].sparse
+    assert first not in edits[0].sparse
+    assert edits[0].sparse
 
 
 def test_no_weight_decides_nothing():
