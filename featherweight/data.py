@@ -33,9 +33,10 @@ class Data:
         calibrate: batches for ranges and statistics; the start of `train` when missing.
         validate: batches every choice is made on; split off `train` when missing.
         test: batches read once, for the verdict; split off `train` when missing.
-        loss: `"cross_entropy"`, `"mse"`, `"l1"`, or a callable `(output, target) -> scalar tensor`.
-        score: `"accuracy"`, `"mse"`, `"mae"`, or a callable `(output, target) -> tensor`, one value a sample or a mean;
-            higher is better unless wrapped in `lower(...)`.
+        loss: `"cross_entropy"`, `"binary_cross_entropy"` (of logits, one or several labels a sample), `"mse"`, `"l1"`, or a
+            callable `(output, target) -> scalar tensor`.
+        score: `"accuracy"`, `"binary_accuracy"`, `"mse"`, `"mae"`, or a callable `(output, target) -> tensor`, one value a sample
+            or a mean; higher is better unless wrapped in `lower(...)`.
         step: `(model, batch) -> loss`, in place of `loss`, for losses that need more than output and target.
         output: which part of a structured output the loss and the score see: an index, a key or a callable.
         dynamic: names of further dynamic dimensions, for example `{"tokens": {1: "time"}}`.

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
 from featherweight.errors import ArtifactError, ModelError, closest
@@ -109,8 +110,16 @@ def private_copy(model: nn.Module, values: bool = True) -> tuple[nn.Module, list
         values: False leaves the tensors of the state dict without memory, on the device `meta`, to be given others.
 
     Raises:
-        ModelError: PyTorch cannot copy the model.
+        ModelError: the model is a wrapper around another or compiled, or PyTorch cannot copy it.
     """
+    compiled = hasattr(model, "_orig_mod")  # its class would take a second to import
+    if compiled or isinstance(model, nn.DataParallel | DistributedDataParallel):
+        inside = "model._orig_mod" if compiled else "model.module"
+        raise ModelError(f"{type(model).__name__} wraps the model whose layers are meant: give that, {inside}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "a scripted or traced model has no layers that could be replaced: give the nn.Module it was made from"
+        )
     instead = (
         {} if values else {id(tensor): _without_memory(tensor) for tensor in model.state_dict(keep_vars=True).values()}
     )

@@ -32,6 +32,7 @@ from featherweight.integer_graph import shaped
 from featherweight.layers import looping
 from featherweight.layers.quantized import reference
 from featherweight.modes import evaluating
+from featherweight.trace import line_of
 
 _LARGEST_CONSTANT = 64  # elements; anything larger in no state dict is stored with the weights
 _WEIGHT, _CONSTANT = "w", "c"
@@ -145,7 +146,7 @@ def export_program(model: nn.Module, data: Data) -> torch.export.ExportedProgram
                     warnings.simplefilter("ignore")
                     return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
             except Exception as error:  # whatever the tracer or the user's forward raises
-                reasons.append(_first_line(error))
+                reasons.append(f"{_first_line(error)}{line_of(error)}")
     raise ExportError(f"{type(model).__name__} cannot be traced: {reasons[0]}")
 
 

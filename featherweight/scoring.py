@@ -34,6 +34,11 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
     return hit.flatten(1).mean(1) if hit.dim() > 1 else hit
 
 
+def binary_accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """Share of a sample's labels of yes (1) or no (0) on whose side its logits are, `[batch]`."""
+    return _per_sample(((output > 0) == (target.reshape(output.shape) > 0.5)).float())
+
+
 def _per_sample(error: Tensor) -> Tensor:
     return error.flatten(1).mean(1) if error.dim() > 1 else error
 
@@ -59,12 +64,25 @@ def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(output, target)
 
 
+def _binary_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    if target.numel() and not 0 <= float(target.min()) <= float(target.max()) <= 1:
+        wrong = float(target.min()) if target.min() < 0 else float(target.max())
+        raise DataError(f"label {wrong:g} is out of range: binary_cross_entropy takes 0 for no to 1 for yes")
+    return F.binary_cross_entropy_with_logits(output, target.to(output.dtype).reshape(output.shape))
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": _cross_entropy,
+    "binary_cross_entropy": _binary_cross_entropy,
     "mse": lambda output, target: squared_error(output, target).mean(),
     "l1": lambda output, target: absolute_error(output, target).mean(),
 }
-SCORES: dict[str, Any] = {"accuracy": accuracy, "mse": lower(squared_error), "mae": lower(absolute_error)}
+SCORES: dict[str, Any] = {
+    "accuracy": accuracy,
+    "binary_accuracy": binary_accuracy,
+    "mse": lower(squared_error),
+    "mae": lower(absolute_error),
+}
 
 
 def loss_function(data: Data) -> Callable[[Any, Any], Tensor]:

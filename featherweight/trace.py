@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +43,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None
             failure = error
     reason = f"{type(failure).__name__}: {next(iter(str(failure).strip().splitlines()), 'no message')}"
     raise ModelError(
-        f"{type(model).__name__} cannot be traced, so its layers cannot be followed: {reason}. "
+        f"{type(model).__name__} cannot be traced, so its layers cannot be followed: {reason}{line_of(failure)}. "
         "Check the example inputs, or leave steps that need the graph out of the recipe."
     ) from failure
 
@@ -68,6 +70,22 @@ def module_path(node: Node) -> str:
     """Return the dotted path of the innermost module whose forward made this node; empty for the root."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return str(stack[-1][0]) if stack else ""
+
+
+def line_of(error: BaseException | None) -> str:
+    """Return ` (at model.py:7: the line)` for the innermost line of the user's own, or of another package's, that led to an error.
+
+    Args:
+        error: raised, and caught where the model was called; None gives an empty text.
+    """
+    ours = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
+    library = sysconfig.get_path("stdlib")
+    for frame in reversed(traceback.extract_tb(error.__traceback__ if error is not None else None)):
+        name = frame.filename
+        if name.startswith((*ours, "<")) or (name.startswith(library) and "site-packages" not in name):
+            continue
+        return f" (at {os.path.basename(name)}:{frame.lineno}: {frame.line})"
+    return ""
 
 
 def where(node: Node) -> str:

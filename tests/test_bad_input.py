@@ -11,7 +11,7 @@ from torch import nn
 from featherweight.artifact import load
 from featherweight.budget import Budget
 from featherweight.data import Data
-from featherweight.errors import ArtifactError, BudgetError, DataError, FeatherweightError, ModelError, RecipeError
+from featherweight.errors import ArtifactError, BudgetError, DataError, ExportError, FeatherweightError, ModelError, RecipeError
 from featherweight.pipeline import compress
 from featherweight.scoping import only
 from featherweight.tasks import find_task
@@ -123,6 +123,35 @@ def test_an_unknown_loss_or_score(clusters, setting, value):
 def test_a_model_that_does_not_take_the_example(clusters):
     message = refusal(ModelError, nn.Linear(7, 4), clusters.data)
     assert "Linear does not run on Data.example" in message
+
+
+@pytest.mark.parametrize(
+    ("wrap", "words"),
+    [
+        (torch.compile, "OptimizedModule wraps the model whose layers are meant: give that, model._orig_mod"),
+        (nn.DataParallel, "DataParallel wraps the model whose layers are meant: give that, model.module"),
+        (torch.jit.script, "give the nn.Module it was made from"),
+    ],
+)
+def test_a_wrapper_around_the_model(wrap, words):
+    model, inputs = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.ones(4, 4)
+    batches = [(inputs, torch.zeros(4, dtype=torch.long))]
+    assert words in refusal(ModelError, wrap(model), Data(inputs[:1], batches, validate=batches, test=batches))
+
+
+def test_what_cannot_be_traced_names_the_users_line():
+    class Choosy(nn.Linear):
+        def forward(self, value):
+            if value.sum() > 0:
+                value = 2 * value
+            return super().forward(value)
+
+    inputs = torch.ones(4, 4)
+    batches = [(inputs, torch.zeros(4, dtype=torch.long))]
+    message = refusal(ExportError, Choosy(4, 2), Data(inputs[:1], batches, validate=batches, test=batches))
+    assert "Choosy cannot be traced" in message
+    assert "test_bad_input.py" in message
+    assert "if value.sum() > 0:" in message
 
 
 @pytest.mark.parametrize("halved", [nn.Module.half, nn.Module.bfloat16])

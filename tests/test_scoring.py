@@ -43,6 +43,18 @@ def test_named_errors_are_lower():
     assert loss_function(Data(example=None, loss="l1"))(*loader[0]).item() == 1.5
 
 
+def test_labels_of_yes_or_no_by_hand():
+    loader = [(torch.tensor([[2.0, -1.0], [0.0, 3.0]]), torch.tensor([[1, 1], [0, 1]]))]
+    assert score(loader, score="binary_accuracy").samples.tolist() == [0.5, 1.0]
+    loss = loss_function(Data(example=None, loss="binary_cross_entropy"))
+    chances = torch.sigmoid(torch.tensor([2.0, -1.0, 0.0, 3.0]))
+    wanted = -(chances[[0, 1, 3]].log().sum() + (1 - chances[2]).log()) / 4
+    assert loss(*loader[0]).item() == pytest.approx(wanted.item())
+    assert loss(torch.zeros(3, 1), torch.tensor([0, 1, 1])).item() == pytest.approx(math.log(2))
+    with pytest.raises(DataError, match=r"label -1 is out of range.*0 for no to 1 for yes"):
+        loss(torch.zeros(2), torch.tensor([-1.0, 1.0]))
+
+
 def test_a_mean_a_batch_is_weighted_by_its_size():
     loader = [(torch.full((3, 1), 1.0), torch.zeros(3)), (torch.full((1, 1), 5.0), torch.zeros(1))]
     result = score(loader, score=lambda output, target: output.mean())

@@ -15,6 +15,7 @@ from featherweight.data import batches, forward, select_output
 from featherweight.modes import evaluating
 from featherweight.scoring import loss_function
 from featherweight.technique import Context
+from featherweight.techniques.imitation import output_kind
 
 
 def gradients(
@@ -70,9 +71,13 @@ def _loss(model: nn.Module, context: Context, inputs: Any, target: Any, draw: to
     with torch.no_grad():
         taught = model if context.teacher is None else context.teacher
         wanted = select_output(forward(taught, inputs), data.output)
-    if data.loss == "cross_entropy" and wanted.dim() > 1:
+    kind = output_kind(data.loss)
+    if kind == "classes" and wanted.dim() > 1:
         chances = F.softmax(wanted, 1).movedim(1, -1).flatten(0, -2).cpu()
         labels = torch.multinomial(chances, 1, generator=draw).reshape(wanted.movedim(1, -1).shape[:-1])
         return F.cross_entropy(student, labels.to(student.device))
+    if kind == "labels":
+        answers = torch.bernoulli(torch.sigmoid(wanted).cpu(), generator=draw)
+        return F.binary_cross_entropy_with_logits(student, answers.to(student.device))
     noise = torch.randn(wanted.shape, generator=draw).to(wanted)
     return F.mse_loss(student, wanted + noise)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 OUTPUT_LOSSES = ("soft_targets", "logits", "dkd", "dist", "none")
 _MOST_NON_TARGET = 8.0  # weight of DKD's non-target part for 100 classes (Zhao et al., 2022); 2 for ten
-_CLASSES = (F.cross_entropy, F.nll_loss)
-_BINARY = (F.binary_cross_entropy_with_logits, F.multilabel_soft_margin_loss)
+_CLASSES = ("cross_entropy", F.cross_entropy, F.nll_loss)
+_BINARY = ("binary_cross_entropy", F.binary_cross_entropy_with_logits, F.multilabel_soft_margin_loss)
 _TINY = 1e-12
 
 
@@ -22,7 +22,7 @@ def output_kind(loss: Any) -> str:
     Args:
         loss: `Data.loss`: a name, a function of `torch.nn.functional`, a loss module, or any callable, which gives `"values"`.
     """
-    if loss == "cross_entropy" or loss in _CLASSES or isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+    if loss in _CLASSES or isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
         return "classes"
     if loss in _BINARY or isinstance(loss, nn.BCEWithLogitsLoss | nn.MultiLabelSoftMarginLoss):
         return "labels"

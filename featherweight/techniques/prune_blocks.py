@@ -18,6 +18,7 @@ from featherweight.layers.skip import first_tensor
 from featherweight.modes import evaluating
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.blocks import residual_blocks
+from featherweight.techniques.imitation import output_kind
 from featherweight.trace import unfused
 
 
@@ -110,7 +111,7 @@ def _divergence(model: nn.Module, swap: Swap, inputs: list[Any], whole: list[Ten
             outputs = _outputs(model, inputs, context)
         except Exception:  # whatever the user's forward raises: then the block is left for last, and `run` says why
             return torch.inf
-    classes = context.data.loss == "cross_entropy"
+    classes = output_kind(context.data.loss) == "classes"
     apart = torch.cat([_apart(old, new, classes) for old, new in zip(whole, outputs, strict=True)])
     return float(apart.nan_to_num(torch.inf).mean())
 

@@ -108,7 +108,7 @@ def test_every_kind_scores_every_unit_and_leaves_the_model_as_it_was(kind, name)
 
 
 @pytest.mark.parametrize("kind", ["taylor", "fisher"])
-@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy", "mse"])
 def test_without_labels_targets_are_drawn_from_the_predictions(kind, loss):
     task = small_models()["plain"]
     inputs = [batch for batch, _ in task.data.calibrate]
