@@ -22,14 +22,14 @@ from featherweight.agreement import Agreement
 from featherweight.allocation import Healing
 from featherweight.artifact import compact, package
 from featherweight.costs import parameters
-from featherweight.data import Data, Shortened, batches, complete, samples
-from featherweight.edits import Edit, Write, private_copy, to_json
+from featherweight.data import Data, Shortened, batches, samples
+from featherweight.edits import Edit, Write, to_json
 from featherweight.errors import BudgetError, FeatherweightError, RecipeError
 from featherweight.latency import latencies
 from featherweight.latency_table import LatencyTable
 from featherweight.measurement import Measurement
 from featherweight.portable import Graph, assemble, export_graph
-from featherweight.preflight import Request, check, open_workspace
+from featherweight.preflight import Request, open_workspace, opened
 from featherweight.running import run
 from featherweight.scoring import Score, evaluate
 from featherweight.technique import Context, Recipe, Stage, Technique, Untouched
@@ -107,20 +107,15 @@ class Job:
         Raises:
             BudgetError, DataError, ModelError, RecipeError, ArtifactError: what cannot work; nothing is left behind.
         """
-        complete_data, notes = complete(data)
-        check(model, complete_data)
-        model, baked = private_copy(model)
-        notes += tuple(
-            f"{name} was computed from other tensors at each forward: it is a plain weight now" for name in baked
-        )
+        model, complete_data, notes = opened(model, data)
         temporary = tempfile.TemporaryDirectory() if request.out is None and together.first() else None
 
-        def opened() -> Path:
+        def started() -> Path:
             folder = Path(temporary.name) if temporary is not None else request.workspace
             open_workspace(folder, request)
             return folder
 
-        workspace = together.told(opened)
+        workspace = together.told(started)
         try:
             table = LatencyTable(request.latency_table or workspace / "latency.json", request.runtime, request.clock)
             progress("measuring the original", 0.0)

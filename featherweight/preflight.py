@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from featherweight.budget import Budget
-from featherweight.data import Data, batches, example_inputs, forward, select_output
+from featherweight.data import Data, batches, complete, example_inputs, forward, select_output
 from featherweight.device_command import DeviceCommand
 from featherweight.edits import private_copy
 from featherweight.errors import ArtifactError, DataError, ExportError, FeatherweightError, ModelError, RecipeError
@@ -79,13 +79,26 @@ class Request:
         return {**facts, "seed": self.seed, "device": str(self.device), "runtime": self.runtime}
 
 
-def check(model: nn.Module, data: Data) -> None:
-    """Refuse a model and data that do not fit each other, before any work starts.
+def opened(model: nn.Module, data: Data) -> tuple[nn.Module, Data, tuple[str, ...]]:
+    """Return a private copy of a model, its data with what was missing, and notes; what does not fit is refused before any work.
+
+    Args:
+        model: not changed; weights that it computes anew at each forward are plain ones in the copy.
+        data: with one loader at least.
 
     Raises:
         ModelError: the forward fails on the example, weights are of 16 bits, or the model cannot be copied.
         DataError: a loader is empty, has NaN, labels are out of range, or loss and score cannot take the output.
     """
+    whole, notes = complete(data)
+    copied, baked = private_copy(model)
+    _check(copied, whole)
+    plain = (f"{name} was computed from other tensors at each forward: it is a plain weight now" for name in baked)
+    return copied, whole, (*notes, *plain)
+
+
+def _check(model: nn.Module, data: Data) -> None:
+    """Raise where a model and data do not fit each other."""
     inputs = example_inputs(data)
     for name, weight in model.named_parameters():
         if weight.dtype in _HALVES:
@@ -93,7 +106,6 @@ def check(model: nn.Module, data: Data) -> None:
                 f"{name} of {type(model).__name__} is {str(weight.dtype).removeprefix('torch.')}, which training rounds away and "
                 "few runtimes compute in: give model.float(), and float32 inputs"
             )
-    private_copy(model)
     with evaluating(model):
         try:
             output = forward(model, inputs)

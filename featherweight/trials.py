@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from featherweight.artifact import package
-from featherweight.data import Task, complete
+from featherweight.data import Task
 from featherweight.edits import Edit
 from featherweight.errors import RecipeError
 from featherweight.job import MARGIN
@@ -23,6 +23,7 @@ from featherweight.latency import one_thread
 from featherweight.latency_table import LatencyTable
 from featherweight.measurement import peak_bytes, structure
 from featherweight.portable import assemble, export_graph
+from featherweight.preflight import opened
 from featherweight.recipe_files import recipe_from_json
 from featherweight.running import run
 from featherweight.scoping import Only
@@ -99,13 +100,13 @@ class Bench:
             original: what another bench measured, so that all tell milliseconds relative to the same.
 
         Raises:
-            DataError, RecipeError: as `find_task` and `complete`.
+            DataError, ModelError, RecipeError: as `find_task` and `opened`.
         """
         found = find_task(task) if isinstance(task, str) else task
-        self.model, self.seed, self.device, self.workspace = found.model, seed, torch.device(device), workspace
+        self.seed, self.device, self.workspace = seed, torch.device(device), workspace
         self.metrics = frozenset(metrics)
-        self.data, _ = complete(found.data)
         with one_thread():
+            self.model, self.data, _ = opened(found.model, found.data)
             self.teacher = copy.deepcopy(self.model).to(self.device).eval()
             self.score = evaluate(self.model, self.data, "validate")
             self.whole = assemble(export_graph(self.model, self.data), self.model.state_dict())

@@ -11,7 +11,15 @@ from torch import nn
 from featherweight.artifact import load
 from featherweight.budget import Budget
 from featherweight.data import Data
-from featherweight.errors import ArtifactError, BudgetError, DataError, ExportError, FeatherweightError, ModelError, RecipeError
+from featherweight.errors import (
+    ArtifactError,
+    BudgetError,
+    DataError,
+    ExportError,
+    FeatherweightError,
+    ModelError,
+    RecipeError,
+)
 from featherweight.pipeline import compress
 from featherweight.scoping import only
 from featherweight.tasks import find_task

@@ -24,12 +24,13 @@ from featherweight.comparison.energy import joules
 from featherweight.comparison.judging import Answers, answers, beside
 from featherweight.comparison.layers import by_layer, sensitivities
 from featherweight.comparison.scaling import Scale, scaled, with_epochs, with_rate
-from featherweight.data import Task, complete, example_inputs
+from featherweight.data import Task, example_inputs
 from featherweight.errors import FeatherweightError, RecipeError
 from featherweight.latency import latencies
 from featherweight.mixes import EVERY
 from featherweight.pipeline import compress
 from featherweight.portable import assemble
+from featherweight.preflight import opened
 from featherweight.recipe_files import recipe_from_json, recipe_to_yaml
 from featherweight.running import Outcome, run
 from featherweight.runtimes.onnxruntime import Session
@@ -63,8 +64,8 @@ class Ground:
     """One original with its data: all that the cells of one seed share."""
 
     def __init__(self, task: Task, seed: int) -> None:
-        self.model, self.seed = task.model.eval(), seed
-        self.data, self.notes = complete(task.data)
+        model, self.data, self.notes = opened(task.model, task.data)
+        self.model, self.seed = model.eval(), seed
         self.facts = measuring.structure(self.model, self.data)
         self.scale = Scale(self.model, self.data, seed)
         self.whole = assemble(self.scale.graph(self.model, []), self.model.state_dict())

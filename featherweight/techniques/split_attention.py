@@ -16,6 +16,7 @@ from featherweight.techniques.attention import attention_swaps
 class SplitAttention(Technique):
     """Swap each `nn.MultiheadAttention` for linear layers `query`, `key`, `value` and `out` around the same product.
 
+    Paper: Vaswani et al., "Attention Is All You Need", NeurIPS 2017, section 3.2.2, for the layers.
     Use when: one recipe is to cut, factor, prune and round the parts of attention, each by its name; steps that need them
         apart take attention apart by themselves.
     Costs: nothing; it changes nothing but rounding.
