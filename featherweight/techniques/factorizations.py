@@ -14,6 +14,7 @@ from torch import Tensor
 
 _FLOOR = 1e-12  # of the largest eigenvalue; below it an input direction never occurs
 _SWEEPS = 3
+_BALANCING = 8
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,7 @@ def matrix_factors(weight: Tensor, metric: Metric, rank: int) -> tuple[Tensor, T
     """Return `A [out, rank]` and `B [rank, in]` with the least cost of `weight - A B`, of balanced norms."""
     _, left = principal(_scaled(weight, metric.rows), metric.inputs)
     kept = left[:, :rank]
-    outer, inner = _unscaled(kept, metric.rows), kept.T @ _scaled(weight, metric.rows)
-    balance = (_norms(inner) / _norms(outer.T)).sqrt()
-    return outer * balance, inner / balance[:, None]
+    return _balanced(_unscaled(kept, metric.rows), kept.T @ _scaled(weight, metric.rows))
 
 
 def input_energies(weight: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
@@ -85,20 +84,20 @@ def input_energies(weight: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
 def separable_factors(weight: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
     """Return `G [out, rank, n]` and `P [rank, m]` that stand for `weight [out, m, n]`: sums over `rank` of `G P`.
 
-    `P` holds the directions of most energy, `G` is fitted to the outputs given `P`.
+    `P` holds the directions of most energy, `G` is fitted to the outputs given `P`; their norms are balanced.
 
     Paper: Tai et al., "Convolutional Neural Networks with Low-rank Regularization", ICLR 2016.
     """
     _, rows = input_energies(weight, metric)
     first = rows[:rank]
     fitted, _ = _fitted(weight, first, metric)
-    return fitted, first
+    return _balanced(fitted, first)
 
 
 def tucker_factors(weight: Tensor, metric: Metric, first: int, second: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return `A [out, second]`, the core `[second, first, n]` and `P [first, m]` that stand for `weight [out, m, n]`.
 
-    `P` comes from higher-order orthogonal iteration; core and `A` are, given `P`, the best there are.
+    `P` comes from higher-order orthogonal iteration; core and `A` are, given `P`, the best there are. Norms are balanced.
 
     Paper: Kim et al., "Compression of Deep Convolutional Neural Networks for Fast and Low Power Mobile Applications",
         ICLR 2016; De Lathauwer et al., 2000 (the iteration).
@@ -114,12 +113,26 @@ def tucker_factors(weight: Tensor, metric: Metric, first: int, second: int) -> t
         outer = left[:, :second]
         seen = (outer.T @ scaled.flatten(1)).reshape(-1, *weight.shape[1:])
     core = (outer.T @ fitted.flatten(1)).reshape(-1, *fitted.shape[1:])
-    return _unscaled(outer, metric.rows), core, inner
+    last = _unscaled(outer, metric.rows)
+    for _ in range(_BALANCING):
+        core, inner = _balanced(core, inner)
+        last, core = _balanced(last, core)
+    return last, core, inner
 
 
 def composed(later: Tensor, first: Tensor) -> Tensor:
     """Return the weight `[out, m, n]` of `first [rank, m]` at each place followed by `later [out, rank, n]`."""
     return torch.einsum("orn,rm->omn", later, first)
+
+
+def _balanced(later: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """Two factors `[out, rank, ...]` and `[rank, ...]` such that each component has the same norm in both.
+
+    The product stays. Training by Adam moves all weights by as much, and would ruin a factor of tiny ones beside one of large ones.
+    """
+    balance = (_norms(first.flatten(1)) / _norms(later.transpose(0, 1).flatten(1))).sqrt()
+    spread = balance.reshape(-1, *[1] * (first.dim() - 1))
+    return later * balance.reshape(-1, *[1] * (later.dim() - 2)), first / spread
 
 
 def _fitted(weight: Tensor, first: Tensor, metric: Metric) -> tuple[Tensor, Tensor | None]:

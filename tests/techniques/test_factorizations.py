@@ -102,3 +102,14 @@ def test_directions_that_never_occur_do_no_harm():
     later, rows = separable_factors(weight.reshape(6, 5, 2), metric, 3)
     assert bool(torch.isfinite(composed(later, rows)).all())
     assert metric.cost(weight - composed(later, rows).flatten(1)) < metric.cost(weight)
+
+
+def test_neighbours_have_equal_norms_whatever_the_rows_weigh():
+    """A factor a thousand times smaller than the next would be ruined by the first steps of any training."""
+    weight = drawn(6, 5, 4)
+    cost = Metric(moment(20), rows=torch.logspace(3, 5, 6, dtype=torch.float64))
+    pairs = [matrix_factors(weight.flatten(1), cost, 3), separable_factors(weight, cost, 3)]
+    last, core, inner = tucker_factors(weight, cost, 4, 3)
+    for later, first in (*pairs, (last, core), (core, inner)):
+        norms = later.transpose(0, 1).flatten(1).norm(dim=1)
+        torch.testing.assert_close(norms, first.flatten(1).norm(dim=1), rtol=0.02, atol=0)
