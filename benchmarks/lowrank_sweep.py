@@ -129,8 +129,9 @@ def measured(made: Task, technique: Technique | None, heal: Distill | None, key:
     return found
 
 
-def sweep(name: str, made: Task, some: list[str] | None, ratios: list[float]) -> None:
-    """Measure what is missing of one network's forms, some or all, at some ratios."""
+def sweep(name: str, some: list[str] | None, ratios: list[float]) -> None:
+    """Measure what is missing of one network's forms, some or all, at some ratios; the network is made if anything is."""
+    made: Task | None = None
     wanted: dict[str, Technique | None] = {f"{name} dense": None}
     for ratio in ratios:
         wanted |= {
@@ -138,6 +139,7 @@ def sweep(name: str, made: Task, some: list[str] | None, ratios: list[float]) ->
         }
     for key, technique in wanted.items():
         if key not in kept(NAME):
+            made = made or task(name)
             point = measured(made, technique, HEALS[name], key)
             keep(NAME, {**kept(NAME), key: point})
         done = kept(NAME)
@@ -191,7 +193,7 @@ def main() -> None:
     options = asked.parse_args()
     torch.set_num_threads(1)
     for name in options.networks:
-        sweep(name, task(name), options.forms, options.ratios)
+        sweep(name, options.forms, options.ratios)
     if options.forms or set(options.networks) != set(NETWORKS) or set(options.ratios) != set(RATIOS):
         return
     done = kept(NAME)

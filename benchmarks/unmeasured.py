@@ -23,7 +23,7 @@ MINUTES = {
     },
     "quantization.efficientnet.over_best_runtime": ("quantization_latency.py efficientnet", 15),
     "quantization.export.unexplained": ("quantization_export.py", 30),
-    **{f"lowrank.{figure}": ("lowrank_sweep.py vgg19", 230) for figure in ("whitened_over_plain", "allocated_over_uniform")},
+    **{f"lowrank.{figure}": ("lowrank_sweep.py", 230) for figure in ("whitened_over_plain", "allocated_over_uniform")},
     "distillation.unlabelled.recovery": ("distillation_unlabelled.py", 40),
     **{f"distillation.sets.{figure}": ("distillation_table.py", 600) for figure in ("soft_targets", "best_other")},
     **{f"bytes.{network}.over_nncodec": ("bytes_rdoq.py", 200) for network in ("resnet56", "vgg19", "minilm")},
