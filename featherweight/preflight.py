@@ -1,4 +1,4 @@
-"""What is refused before any work starts: a model and data that do not fit, a device, a path, a foreign checkpoint."""
+"""The door that a model and its data come in by, and what is refused there: what does not fit, a device, a path, a foreign checkpoint."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from featherweight.techniques import PruneWeights, QuantizeWeights, SplitAttenti
 
 
 class Reader(nn.Module):
-    """Attention of a sequence to itself, or of it to another, and a head."""
+    """Attention of a sequence to itself, and a head."""
 
     def __init__(self, **options):
         super().__init__()
