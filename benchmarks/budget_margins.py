@@ -1,11 +1,12 @@
-"""Joint allocation against single techniques and fixed pipelines: five size budgets, identical healing, three seeds.
+"""Joint allocation against single techniques and fixed pipelines: size budgets, identical healing, three seeds.
 
-    FEATHERWEIGHT_DATA=../shared/data python benchmarks/budget_margins.py [--networks mlp lstm lenet300 resnet20] [--seeds 0 1 2]
-        [--budgets 0 1 2 3 4] [--ways joint prune ...]
+    FEATHERWEIGHT_DATA=../shared/data python benchmarks/budget_margins.py [--networks mlp lstm lenet300 resnet20 resnet56 vgg19 minilm]
+        [--seeds 0 1 2] [--budgets 0 1 2 3 4] [--ways joint prune ...]
 
 `joint` is `compress` without a recipe. Every other way is a recipe with one strength, the mildest whose untrained file fits;
-where the trained file does not, the strength is raised until it does. All train for the same epochs, with the same teacher
-and rates. The joint search compares its mixes by trainings: where those are quick, 14 mixes half as long and the better 7 as long as a
+where the trained file does not, the strength is raised until it does. All train for the same epochs, with the same teacher and
+the learning rates that the joint search chose, of which it tries up to three; the networks of CIFAR-10 and MiniLM three times on 100
+batches. The joint search compares its mixes by trainings: where those are quick, 14 mixes half as long and the better 7 as long as a
 trial, by validation data alone; every other way is tuned on nothing, and the best of eight is picked by test accuracy. A way that
 cannot be so small at any strength has no accuracy. The margin of a budget is the test accuracy of joint minus that of the
 best other way, means over the seeds. A cell that is done is kept.
@@ -19,24 +20,27 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import cifar
 import letters
+import sentiment
 import speech
 from results import keep, kept, record
 from torch import nn
 
 from featherweight import Context, Recipe, Task, compress, run
+from featherweight.allocation import Healing
 from featherweight.artifact import compact, package
+from featherweight.data import Shortened
 from featherweight.edits import Write, to_json
 from featherweight.job import training_epochs
 from featherweight.measurement import structure
 from featherweight.mixes import EVERY
 from featherweight.portable import Graph, export_graph
-from featherweight.search import Strength
+from featherweight.recipe_files import recipe_from_json
 from featherweight.tasks import mnist
 from featherweight.technique import Technique
 from featherweight.techniques import (
@@ -59,37 +63,51 @@ Cell = dict[str, Any]
 
 @dataclass(frozen=True)
 class Network:
-    """A network and its five budgets.
+    """A network and its budgets.
 
     Attributes:
         task: of a seed.
         factors: how many times smaller than the original the file must be.
+        short: whether it trains three times on 100 batches; else as long as `compress` does.
     """
 
     task: Callable[[int], Task]
     factors: tuple[float, ...]
+    short: bool = False
 
 
 NETWORKS = {
     "mlp": Network(letters.task, (12, 20, 32, 50, 75)),
     "lstm": Network(speech.task, (15, 25, 40, 60, 90)),
     "lenet300": Network(mnist.lenet300_task, (20, 40, 70, 100, 140)),
-    "resnet20": Network(partial(cifar.task, "resnet20"), (8, 12, 16, 22, 30)),
+    "resnet20": Network(partial(cifar.task, "resnet20"), (8, 12, 16, 22, 30), short=True),
+    "resnet56": Network(partial(cifar.task, "resnet56"), (12, 24), short=True),
+    "vgg19": Network(partial(cifar.judged, "vgg19"), (25, 75), short=True),
+    "minilm": Network(sentiment.task, (10, 20), short=True),
 }
+SHORT_EPOCHS, SHORT_BATCHES = 3, 100
 
 
-def steps(way: str, strength: float, epochs: int, last: int, model: nn.Module) -> Recipe:
-    """Return the recipe of a way at a strength from 0 to 1; 0 epochs leave training out."""
-    ratio = round(min(0.999, strength), 4)
-    heal: list[Technique] = [Distill(epochs=epochs, learning_rate=2e-3)] if epochs else []
-    end: list[Technique] = [Distill(epochs=last)] if last else []
+def opened(network: Network, seed: int) -> Task:
+    """Return the network of a seed and its data."""
+    task = network.task(seed)
+    if not network.short or task.data.train is None:
+        return task
+    return replace(task, data=replace(task.data, train=Shortened(task.data.train, SHORT_BATCHES)))
+
+
+def steps(way: str, strength: float, healing: Healing, model: nn.Module) -> Recipe:
+    """Return the recipe of a way at a strength from 0 to 1; a healing of 0 epochs leaves training out."""
+    ratio, epochs = round(min(0.999, strength), 4), healing.epochs
+    heal: list[Technique] = [Distill(epochs=epochs, learning_rate=healing.rate)] if epochs else []
+    end: list[Technique] = [Distill(epochs=healing.last, learning_rate=healing.last_rate)] if healing.last else []
     recurrent = any(isinstance(module, nn.LSTM) for module in model.modules())
     factored: list[Technique] = [LowRank(rank="spread", ratio=min(ratio, 0.98), method="whitened")]
     if recurrent:
         factored = [FactorRecurrent(rank="spread", ratio=min(ratio, 0.98), hidden="factors")]
     cut = PruneChannels(ratio=min(ratio, 0.98), importance="obs", reconstruct=True)
-    pruned = PruneWeights(ratio=ratio, epochs=epochs, learning_rate=2e-3)
-    uniform = PruneWeights(ratio=ratio, ranking="layer", epochs=epochs, learning_rate=2e-3)
+    pruned = PruneWeights(ratio=ratio, epochs=epochs, learning_rate=healing.rate)
+    uniform = PruneWeights(ratio=ratio, ranking="layer", epochs=epochs, learning_rate=healing.rate)
     rounded = QuantizeWeights(bits=4, per_channel=False)
     ways: dict[str, list[Technique]] = {
         "quantize": [*heal, QuantizeWeights(bits=max(2, round(8 - 6 * strength)), per_channel=False), *end],
@@ -118,21 +136,30 @@ WAYS = (
 )
 
 
-def cell(task: Task, way: str, budget: int, seed: int) -> Cell:
-    """Return bytes and test accuracy of a way at a budget in bytes, or that it cannot be so small."""
+def cell(task: Task, way: str, budget: int, seed: int, most: int | None, pace: float) -> Cell:
+    """Return bytes and test accuracy of a way at a budget in bytes, or that it cannot be so small.
+
+    Args:
+        task: the network of a seed and its data.
+        way: of `WAYS`.
+        budget: bytes.
+        seed: of all draws.
+        most: epochs in all, or None for what `compress` allows.
+        pace: factor on the usual learning rates, of all ways but the joint search, which chooses it.
+    """
     start = time.perf_counter()
     limit = f"size<={budget}B"
-    epochs = training_epochs(task.data, structure(task.model, task.data).macs or 0)
-    healing = Strength(1.0, 4.0, epochs, False).healing
+    healing = Healing.of(training_epochs(task.data, structure(task.model, task.data).macs or 0, most), pace)
     if way == "joint":
-        report = compress(task.model, task.data, limit, seed=seed, trials=EVERY, progress=_say).report
+        artifact = compress(task.model, task.data, limit, seed=seed, trials=EVERY, epochs=most, progress=_say)
+        report, pace = artifact.report, _pace(recipe_from_json(artifact.facts["recipe"]))
     else:
         wanted = float(budget)
         strength = _mildest(task, way, budget, seed)
         for _ in range(_RAISED):
             if strength is None:
                 return {"bytes": None, "why": "no strength is so small", "seconds": round(time.perf_counter() - start)}
-            recipe = steps(way, strength, healing.epochs, healing.last, task.model)
+            recipe = steps(way, strength, healing, task.model)
             report = compress(task.model, task.data, limit, recipe, seed=seed, progress=_say).report
             if report.after["size_bytes"] <= budget:
                 break
@@ -144,9 +171,16 @@ def cell(task: Task, way: str, budget: int, seed: int) -> Cell:
         "accuracy": round(100 * report.after["score"], 3),
         "original": round(100 * report.before["score"], 3),
         "recipe": report.recipe,
+        "pace": pace,
         "trials": len(report.trials),
         "seconds": round(time.perf_counter() - start),
     }
+
+
+def _pace(recipe: Recipe) -> float:
+    """The factor on the usual learning rates that a joint recipe trains with."""
+    rates = [rate for step in recipe.steps if (rate := getattr(step, "learning_rate", None)) is not None]
+    return rates[-1] / Healing(1, 1).last_rate
 
 
 def _mildest(task: Task, way: str, budget: int, seed: int) -> float | None:
@@ -162,7 +196,7 @@ def _mildest(task: Task, way: str, budget: int, seed: int) -> float | None:
 
 def _untrained(task: Task, way: str, strength: float, seed: int) -> int:
     context = Context(data=task.data, teacher=task.model, seed=seed)
-    model, edits = run(steps(way, strength, 0, 0, task.model), task.model, context)
+    model, edits = run(steps(way, strength, Healing(0, 0), task.model), task.model, context)
     key = json.dumps(to_json([edit for edit in compact(edits) if not isinstance(edit, Write)]))
     if key not in _GRAPHS:
         _GRAPHS[key] = export_graph(model, task.data)
@@ -181,15 +215,17 @@ def main() -> None:
     asked.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     options = asked.parse_args()
     for name in options.networks:
+        network = NETWORKS[name]
         for seed in options.seeds:
-            task = NETWORKS[name].task(seed)
+            task = opened(network, seed)
             size = structure(task.model, task.data).size_bytes
-            for place in options.budgets:
-                factor = NETWORKS[name].factors[place]
+            for factor in (network.factors[place] for place in options.budgets if place < len(network.factors)):
                 for way in options.ways:
                     key = f"{name}, {factor:g}x, {way}, seed {seed}"
                     if key not in kept(NAME):
-                        found = cell(task, way, round(size / factor), seed)
+                        pace = kept(NAME).get(f"{name}, {factor:g}x, joint, seed {seed}", {}).get("pace", 1.0)
+                        most = SHORT_EPOCHS if network.short else None
+                        found = cell(task, way, round(size / factor), seed, most, pace)
                         keep(NAME, {**kept(NAME), key: found})
                         sys.stdout.write(f"{key}: {found}\n")
                         sys.stdout.flush()

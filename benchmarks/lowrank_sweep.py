@@ -13,11 +13,9 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import itertools
 import shutil
 import statistics
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from results import keep, kept, record
 
 from featherweight import Context, Recipe, Task, run
 from featherweight.artifact import package
+from featherweight.data import Shortened
 from featherweight.portable import export_graph
 from featherweight.scoring import evaluate
 from featherweight.technique import Technique
@@ -58,37 +57,8 @@ def task(name: str) -> Task:
         return sentiment.task()
     import cifar
 
-    made = cifar.task(name)
-    data = dataclasses.replace(made.data, train=_Some(made.data.train, HEALED_ON))
-    if name == "vgg19":  # its published weights have seen all of the training data, so half of the test data validate
-        data = dataclasses.replace(data, validate=_Half(data.test, 0), test=_Half(data.test, 1))
-    return dataclasses.replace(made, data=data)
-
-
-class _Some:
-    """The first batches of a loader, drawn anew in each pass."""
-
-    def __init__(self, loader: Any, count: int) -> None:
-        self.loader, self.count = loader, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(self.loader, self.count)
-
-
-class _Half:
-    """Every second batch of a loader, from the first or the second on: of images sorted by class, 500 of each class's 1,000."""
-
-    def __init__(self, loader: Any, start: int) -> None:
-        self.loader, self.start = loader, start
-
-    def __len__(self) -> int:
-        return len(self.loader) // 2
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(self.loader, self.start, None, 2)
+    made = cifar.judged(name) if name == "vgg19" else cifar.task(name)
+    return dataclasses.replace(made, data=dataclasses.replace(made.data, train=Shortened(made.data.train, HEALED_ON)))
 
 
 def forms(name: str, ratio: float) -> dict[str, Technique]:

@@ -1,4 +1,4 @@
-"""Which mix of families heals best: trainings of all, compared on validation data."""
+"""Which mix of families heals best, and at which learning rate: trainings, compared on validation data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from featherweight.allocation import Tables
 from featherweight.allocation.truth import Reference
+from featherweight.errors import ModelError
 from featherweight.job import Job, Result
 from featherweight.mixes import MIXES, UNIFORM, Mix, drawn, mixed
 from featherweight.search import FULL, ROOM, SHORT, Strength
@@ -23,6 +24,9 @@ _RUNGS = ((SHORT, 1), (2, 2), (1, 2))
 The first only makes their files as large as they may be. After a quarter, what prunes or rounds much still looks worse than it ends.
 """
 _ONE_ROUND = ((SHORT, 2),)
+_PACES = (1.0, 1 / 4, 1 / 16)
+"""Factors on the usual learning rates: pretrained Transformers want slower ones than networks trained from nothing."""
+_CLEARLY = 0.8  # of a divergence: short trainings do not tell nearer rates apart
 _DRAWN = 7  # mixes drawn beside the named ones where trainings are quick, and at most as many as trials
 
 
@@ -40,6 +44,7 @@ class Contest:
         self._drawn = drawn(min(_DRAWN, job.request.trials), job.request.seed)
         self._mixes: dict[str, Mix | None] = {**MIXES, UNIFORM: None, **self._drawn}
         self._best: str | None = None
+        self._pace = 1.0
 
     def recipe(self, strength: Strength, mix: str, trains: bool = True) -> Recipe:
         """Return the recipe of a strength and mix."""
@@ -50,8 +55,11 @@ class Contest:
 
         The best is the one whose training ends nearest to the original's outputs on validation data. All mixes are trained
         shorter than a trial; the better half of them longer, and so on, each corrected by what its file was over the limit or left.
+        Before, as short trainings of one of them have chosen the learning rates for all.
         """
         if self._best is None:
+            self._pace = self._slowed(strength)
+            strength = dataclasses.replace(strength, pace=self._pace)
             running = dict.fromkeys(self._entrants(strength), strength)
             rungs, steps = self._rungs(strength), self._steps(strength)
             for times, several in rungs:
@@ -63,16 +71,30 @@ class Contest:
                 running = {name: running[name] for name in better}
             self._best = next(iter(running))
             return self._best, running[self._best]
-        return self._best, strength
+        return self._best, dataclasses.replace(strength, pace=self._pace)
+
+    def _slowed(self, strength: Strength) -> float:
+        """The factor on the usual learning rates whose training ends nearest to the original; 1 where none is clearly nearer."""
+        told: dict[float, float] = {}
+        for pace in _PACES:
+            own = dataclasses.replace(strength.shorter(), pace=pace)
+            try:
+                about = f"learning rate {own.healing.rate:g}"
+                told[pace], _ = self._heal(own, next(iter(MIXES)), self._steps(strength), about)
+            except ModelError:  # the loss stopped being finite
+                told[pace] = math.inf
+        best = min(told, key=told.__getitem__)
+        return best if told[best] < _CLEARLY * told[_PACES[0]] else _PACES[0]
 
     def epochs(self, strength: Strength) -> float:
         """Return the epochs that comparing mixes takes in all, at most."""
-        steps, total, mixes = self._steps(strength), 0.0, len(self._names(strength))
-        loader: Any = self._job.data.train
+        steps, mixes = self._steps(strength), len(self._names(strength))
+        total = float(len(_PACES) * strength.shorter().healing.total)
         for times, several in self._rungs(strength):
-            total += mixes * strength.shorter(times).healing.total * (1.0 if steps is None else steps / len(loader))
+            total += mixes * strength.shorter(times).healing.total
             mixes = math.ceil(mixes / several)
-        return total
+        loader: Any = self._job.data.train
+        return total if steps is None else total * steps / len(loader)
 
     def _rungs(self, strength: Strength) -> tuple[tuple[int, int], ...]:
         """The rounds of trainings that compare mixes, as of `_RUNGS`.
@@ -123,13 +145,13 @@ class Contest:
         }
         return sorted(told, key=told.__getitem__)[:_FINALISTS]
 
-    def _heal(self, strength: Strength, name: str, steps: int | None) -> tuple[float, Result]:
+    def _heal(self, strength: Strength, name: str, steps: int | None, about: str = "") -> tuple[float, Result]:
         """The divergence of a mix after the training of a strength, of so many steps an epoch, and the candidate."""
         job = self._job
         result = job.execute(self.recipe(strength, name), by_user=False, measure=False, steps=steps)
         found = self._reference.divergence(result.model)
         trained = f"{strength.healing.total} epochs" + (f" of {steps} steps" if steps is not None else "")
-        job.progress(f"mix {name}: {found:.4f} nats from the original after {trained}", 1.0)
+        job.progress(f"{about or f'mix {name}'}: {found:.4f} nats from the original after {trained}", 1.0)
         return found, result
 
     def _resized(self, strength: Strength, result: Result, fills: bool) -> Strength:

@@ -46,6 +46,7 @@ class Strength:
         static: whether activations are quantized too, for speed.
         metric: `macs` or `params`, which of them `share` is of.
         seconds: most that the program may spend by the tables.
+        pace: of training: a factor on the usual learning rates.
     """
 
     share: float
@@ -54,11 +55,12 @@ class Strength:
     static: bool
     metric: str = "macs"
     seconds: float = math.inf
+    pace: float = 1.0
 
     @property
     def healing(self) -> Healing:
-        """How long a mix is trained."""
-        return Healing.of(self.epochs)
+        """How long and how fast a mix is trained."""
+        return Healing.of(self.epochs, self.pace)
 
     def shorter(self, times: int = SHORT) -> Strength:
         """Return a strength with so many times less training, at least an epoch."""

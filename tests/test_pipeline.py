@@ -444,8 +444,10 @@ def test_where_trials_are_quick_the_better_half_of_the_mixes_trains_longer_and_t
     assert len(rounds[2]) == math.ceil(len(rounds[1]) / 2)
     assert set(rounds[2]) < set(rounds[1])
     assert trained == sorted(trained, key=lambda one: one[1])
-    # the trial is the last training of all, read from its checkpoints unless its file had to become smaller or larger
-    assert len(passes) - sum(epochs for _, epochs in trained) in {
+    rates = sum(message.startswith("learning rate") for message in said)
+    # two slower trainings of the first mix; the trial is the last of all, read from its checkpoints unless its file had to change
+    assert rates == 3
+    assert len(passes) - sum(epochs for _, epochs in trained) - 2 * (rates - 1) in {
         24 * count for count in range(len(artifact.report.trials) + 1)
     }
     assert artifact.report.after["size_bytes"] <= 0.6 * artifact.report.before["size_bytes"]
@@ -462,7 +464,29 @@ def test_of_many_mixes_two_are_trained_for_a_part_of_an_epoch(clusters):
     said = []
     _, passes = searched(clusters, epochs=2, trials=5, progress=lambda message, done: said.append(message))
     assert sum(message.startswith("mix ") for message in said) == 2
-    assert passes[:-2] == [5] * 4  # an epoch before quantization and one after it
+    # an epoch before quantization and one after it: the first mix at three learning rates, then the other
+    assert passes[:-2] == [5] * 8
+
+
+def test_a_network_that_the_usual_learning_rate_would_ruin_is_trained_more_slowly(clusters):
+    """Inputs a hundred times as large, such as pixels of 0 to 255, and weights of the first layer a hundredth."""
+
+    def larger(loader):
+        return [(100 * values, labels) for values, labels in loader]
+
+    model, data, said = copy.deepcopy(clusters.model), clusters.data, []
+    with torch.no_grad():
+        model.inner[0].weight /= 100
+    own = {part: larger(getattr(data, part)) for part in ("train", "validate", "test")}
+    data = replace(data, example=(100 * data.example[0],), **own)
+    made = compress(model, data, "size<=30%", epochs=24, trials=2, progress=lambda message, done: said.append(message))
+    tried = {words[2]: float(words[3]) for words in map(str.split, said) if words[:2] == ["learning", "rate"]}
+    assert list(tried) == ["0.002:", "0.0005:", "0.000125:"]
+    assert tried["0.000125:"] == min(tried.values()) < 0.8 * tried["0.002:"]
+    steps = recipe_from_json(yaml.safe_load(made.report.recipe)).steps
+    rates = {rate for step in steps if (rate := getattr(step, "learning_rate", None)) is not None}
+    assert rates == {0.000125, 0.0000625}
+    assert made.report.after["score"] >= made.report.before["score"] - 0.05
 
 
 def test_parts_of_an_epoch_are_not_trained_again_after_a_kill(clusters, tmp_path):
@@ -476,12 +500,14 @@ def test_parts_of_an_epoch_are_not_trained_again_after_a_kill(clusters, tmp_path
         searched(clusters, **options, progress=stop)
     resumed, left = searched(clusters, **options, resume=True)
     assert resumed.to_bytes() == whole.to_bytes()
-    assert left == passes[2:]  # but the first mix
+    assert left == passes[6:]  # but the first mix at three learning rates
 
 
 def test_a_trial_that_holds_after_a_short_training_is_not_trained_longer(clusters):
     artifact, passes = searched(clusters, "size<=60%, drop<=30pt", epochs=12, trials=1)
-    assert len(passes) <= 2 * 2  # the mix and the trial, an epoch before quantization and one after it
+    assert (
+        len(passes) <= 2 * 4
+    )  # three learning rates, the mix and the trial, an epoch before quantization and one after it
     assert artifact.report.trials[0]["met"]
     artifact, passes = searched(clusters, "size<=60%, drop<=0pt", epochs=12, trials=1)
     assert len(passes) >= 12

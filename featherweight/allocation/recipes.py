@@ -43,9 +43,9 @@ class Healing:
     last_rate: float = 1e-3
 
     @classmethod
-    def of(cls, epochs: int) -> Healing:
-        """Return so many epochs and, after quantization, half as many, at least 1."""
-        return cls(epochs, max(1, epochs // 2))
+    def of(cls, epochs: int, pace: float = 1.0) -> Healing:
+        """Return so many epochs and, after quantization, half as many, at least 1; `pace` is a factor on the usual rates."""
+        return cls(epochs, max(1, epochs // 2), cls.rate * pace, cls.last_rate * pace)
 
     @property
     def total(self) -> int:

@@ -21,6 +21,7 @@ from featherweight.techniques.targets import norm_pairs
 _RIDGE = 1e-3  # of the mean second moment, so that inputs that never vary can be inverted
 _WIDEST = 5120  # inputs of one layer
 _ENTRIES = 1 << 27  # of second moments held at once: a gigabyte
+_EMPTY = 0.2  # of a matrix, above which it is made smaller
 
 
 def removal_errors(
@@ -59,49 +60,69 @@ def removal_errors(
 
 
 class _Reader:
-    """One weight that reads the units: its columns by unit, and the inverse second moment of what is left of its inputs."""
+    """One weight that reads the units: its columns, those of each unit together, and the inverse second moment of its inputs."""
 
     def __init__(self, weight: Tensor, scale: Tensor | None, moment: Tensor, group: CoupledGroup, member: int) -> None:
         area = weight[0, 0].numel()
         owned = torch.tensor([unit[member] for unit in group.units], device=moment.device)
-        self.columns = (owned[:, :, None] * area + torch.arange(area, device=moment.device)).flatten(1)
+        columns = (owned[:, :, None] * area + torch.arange(area, device=moment.device)).flatten(1)
+        self.width = columns.shape[1]
+        others = torch.ones(len(moment), dtype=torch.bool, device=moment.device)
+        others[columns] = False
+        order = torch.cat((columns.flatten(), others.nonzero().flatten()))
         flat = weight.detach().flatten(1).to(moment)
-        self.weight = flat if scale is None else flat * scale.to(moment)[:, None]
+        self.weight = (flat if scale is None else flat * scale.to(moment)[:, None])[:, order]
         ridge = _RIDGE * moment.diagonal().mean().clamp_min(1e-30)
-        self.inverse = torch.linalg.inv(moment + ridge * torch.eye(len(moment)).to(moment))
+        self.inverse = torch.linalg.inv(moment + ridge * torch.eye(len(moment)).to(moment))[order][:, order]
 
-    def errors(self, left: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the error of each unit left, `[left]`, and the block each is compensated with."""
-        columns = self.columns[left]
-        blocks = torch.linalg.inv(self.inverse[columns[:, :, None], columns[:, None, :]])
-        own = self.weight[:, columns].transpose(0, 1)  # [left, out, columns]
+    def errors(self, units: int) -> tuple[Tensor, Tensor]:
+        """Return the error of each of the units held, `[units]`, and the block that each is compensated with."""
+        columns = torch.arange(units * self.width, device=self.inverse.device).view(units, self.width)
+        blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
+        blocks = blocks.reciprocal() if self.width == 1 else torch.linalg.inv(blocks)
+        own = self.weight[:, : units * self.width]
+        if self.width == 1:
+            return own.square().sum(0) * blocks.flatten(), blocks
+        own = own.unflatten(1, (units, self.width)).transpose(0, 1)  # [units, out, width]
         return ((own @ blocks) * own).sum((1, 2)), blocks
 
-    def remove(self, unit: int, block: Tensor) -> None:
-        """Take one unit out and refit the others."""
-        columns = self.columns[unit]
+    def remove(self, place: int, block: Tensor) -> None:
+        """Take the unit at a place out and refit the others."""
+        columns = slice(place * self.width, (place + 1) * self.width)
         gain = block @ self.inverse[columns]
-        self.weight = self.weight - self.weight[:, columns] @ gain
-        self.inverse = self.inverse - self.inverse[:, columns] @ gain
+        self.weight.addmm_(self.weight[:, columns].clone(), gain, alpha=-1)
+        self.inverse.addmm_(self.inverse[:, columns].clone(), gain, alpha=-1)
         # what has left must not be read again; ones keep the matrix regular
         self.inverse[columns] = 0.0
         self.inverse[:, columns] = 0.0
-        self.inverse[columns, columns] = 1.0
+        self.inverse.diagonal()[columns] = 1.0
         self.weight[:, columns] = 0.0
+
+    def compact(self, places: Tensor, units: int) -> None:
+        """Hold only the units at these places, of so many."""
+        others = torch.arange(units * self.width, len(self.inverse), device=places.device)
+        columns = places[:, None] * self.width + torch.arange(self.width, device=places.device)
+        kept = torch.cat((columns.flatten(), others))
+        self.weight, self.inverse = self.weight[:, kept], self.inverse[kept][:, kept]
 
 
 def _leave_one_by_one(readers: Sequence[_Reader], units: int) -> Tensor:
     errors = torch.zeros(units, dtype=torch.float64)
-    left = torch.arange(units, device=readers[0].inverse.device)
-    while len(left):
-        each = [reader.errors(left) for reader in readers]
-        total = torch.stack([found for found, _ in each]).sum(0)
+    held = torch.arange(units, device=readers[0].inverse.device)
+    gone = torch.zeros(units, dtype=torch.bool, device=held.device)
+    while len(held):
+        each = [reader.errors(len(held)) for reader in readers]
+        total = torch.stack([found for found, _ in each]).sum(0).masked_fill(gone, torch.inf)
         best = int(total.argmin())
-        unit = int(left[best])
-        errors[unit] = float(total[best].clamp_min(0.0))
+        errors[held[best]] = float(total[best].clamp_min(0.0))
+        gone[best] = True
         for reader, (_, blocks) in zip(readers, each, strict=True):
-            reader.remove(unit, blocks[best])
-        left = torch.cat((left[:best], left[best + 1 :]))
+            reader.remove(best, blocks[best])
+        if gone.sum() >= _EMPTY * len(held):  # computing with what has left takes longer than leaving it out
+            places = (~gone).nonzero().flatten()
+            for reader in readers:
+                reader.compact(places, len(held))
+            held, gone = held[places], gone[places]
     return errors
 
 
