@@ -74,15 +74,20 @@ class Contest:
         return self._best, dataclasses.replace(strength, pace=self._pace)
 
     def _slowed(self, strength: Strength) -> float:
-        """The factor on the usual learning rates whose training ends nearest to the original; 1 where none is clearly nearer."""
+        """The factor on the usual learning rates whose training ends nearest to the original; 1 where none is clearly nearer.
+
+        Slower ones are tried until one is worse than the one before it.
+        """
         told: dict[float, float] = {}
         for pace in _PACES:
             own = dataclasses.replace(strength.shorter(), pace=pace)
+            about = f"learning rate {own.healing.rate:g}"
             try:
-                about = f"learning rate {own.healing.rate:g}"
                 told[pace], _ = self._heal(own, next(iter(MIXES)), self._steps(strength), about)
             except ModelError:  # the loss stopped being finite
                 told[pace] = math.inf
+            if told[pace] > min(told.values()):
+                break
         best = min(told, key=told.__getitem__)
         return best if told[best] < _CLEARLY * told[_PACES[0]] else _PACES[0]
 

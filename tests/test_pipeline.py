@@ -445,8 +445,8 @@ def test_where_trials_are_quick_the_better_half_of_the_mixes_trains_longer_and_t
     assert set(rounds[2]) < set(rounds[1])
     assert trained == sorted(trained, key=lambda one: one[1])
     rates = sum(message.startswith("learning rate") for message in said)
-    # two slower trainings of the first mix; the trial is the last of all, read from its checkpoints unless its file had to change
-    assert rates == 3
+    # slower trainings of the first mix; the trial is the last of all, read from its checkpoints unless its file had to change
+    assert rates in (2, 3)
     assert len(passes) - sum(epochs for _, epochs in trained) - 2 * (rates - 1) in {
         24 * count for count in range(len(artifact.report.trials) + 1)
     }
@@ -464,8 +464,9 @@ def test_of_many_mixes_two_are_trained_for_a_part_of_an_epoch(clusters):
     said = []
     _, passes = searched(clusters, epochs=2, trials=5, progress=lambda message, done: said.append(message))
     assert sum(message.startswith("mix ") for message in said) == 2
-    # an epoch before quantization and one after it: the first mix at three learning rates, then the other
-    assert passes[:-2] == [5] * 8
+    rates = sum(message.startswith("learning rate") for message in said)
+    # an epoch before quantization and one after it: the first mix at some learning rates, then the other
+    assert passes[:-2] == [5] * 2 * (rates + 1)
 
 
 def test_a_network_that_the_usual_learning_rate_would_ruin_is_trained_more_slowly(clusters):
@@ -490,7 +491,10 @@ def test_a_network_that_the_usual_learning_rate_would_ruin_is_trained_more_slowl
 
 
 def test_parts_of_an_epoch_are_not_trained_again_after_a_kill(clusters, tmp_path):
+    said = []
+
     def stop(message, done):
+        said.append(message)
         if message.startswith("mix "):
             raise Chosen
 
@@ -500,14 +504,15 @@ def test_parts_of_an_epoch_are_not_trained_again_after_a_kill(clusters, tmp_path
         searched(clusters, **options, progress=stop)
     resumed, left = searched(clusters, **options, resume=True)
     assert resumed.to_bytes() == whole.to_bytes()
-    assert left == passes[6:]  # but the first mix at three learning rates
+    rates = sum(message.startswith("learning rate") for message in said)
+    assert left == passes[2 * rates :]  # but the first mix at some learning rates
 
 
 def test_a_trial_that_holds_after_a_short_training_is_not_trained_longer(clusters):
     artifact, passes = searched(clusters, "size<=60%, drop<=30pt", epochs=12, trials=1)
     assert (
         len(passes) <= 2 * 4
-    )  # three learning rates, the mix and the trial, an epoch before quantization and one after it
+    )  # up to three learning rates, the mix and the trial, an epoch before quantization and one after it
     assert artifact.report.trials[0]["met"]
     artifact, passes = searched(clusters, "size<=60%, drop<=0pt", epochs=12, trials=1)
     assert len(passes) >= 12

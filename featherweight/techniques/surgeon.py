@@ -83,7 +83,7 @@ class _Reader:
         own = self.weight[:, : units * self.width]
         if self.width == 1:
             return own.square().sum(0) * blocks.flatten(), blocks
-        own = own.unflatten(1, (units, self.width)).transpose(0, 1)  # [units, out, width]
+        own = own.reshape(-1, units, self.width).transpose(0, 1)  # [units, out, width]
         return ((own @ blocks) * own).sum((1, 2)), blocks
 
     def remove(self, place: int, block: Tensor) -> None:
