@@ -4,7 +4,10 @@ Alone: the same channels and blocks of the trained original, the same epochs, th
 smallest, and two random ones. Every finished training is kept, and a killed one goes on from its last epoch. The front is of
 `FRONT` subnets, scored on 1,000 validation samples without retraining.
 
-FEATHERWEIGHT_DATA=../shared/data python benchmarks/budget_supernet.py resnet20|transformer SEED... [--epochs N]
+    FEATHERWEIGHT_DATA=../shared/data python benchmarks/budget_supernet.py resnet20|transformer SEED... [--epochs N]
+        [--part alone|within]
+
+With a part, trains that and records nothing, so that both may run side by side.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from featherweight.techniques import Distill
 from featherweight.techniques.train import Training
 
 NAME, FRONT, SUBNETS = "budget_supernet", 1000, 3
+PARTS = ("alone", "within")
 EPOCHS = {"resnet20": 15, "transformer": 60}
 RATES = {"resnet20": 2e-3, "transformer": 2e-3}
 IMAGES = 1000
@@ -61,12 +65,16 @@ def main() -> None:
     parser.add_argument("network", choices=EPOCHS)
     parser.add_argument("seeds", nargs="+", type=int)
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--part", choices=PARTS)
     asked = parser.parse_args()
     network, epochs = asked.network, asked.epochs or EPOCHS[asked.network]
-    partial = kept(NAME)
-    cells = partial.setdefault(f"{network} {epochs}", {})
     for seed in asked.seeds:
-        _cells(network, seed, epochs, cells, partial)
+        bench = Bench(network, seed, epochs)
+        for part in [asked.part] if asked.part else PARTS:
+            getattr(bench, part)()
+    if asked.part:
+        return
+    cells = kept(NAME)[f"{network} {epochs}"]
     gaps = {
         place: [100 * (cells[f"{seed} {place} alone"] - cells[f"{seed} {place} within"]) for seed in asked.seeds]
         for place in range(SUBNETS)
@@ -85,68 +93,86 @@ def main() -> None:
     sys.stdout.write(note + "\n")
 
 
-def _cells(network: str, seed: int, epochs: int, cells: dict[str, Any], partial: dict[str, Any]) -> None:
-    """Fill in what is missing of one seed."""
-    task = _task(network, seed)
-    folder = cache() / f"supernet-{network}-{seed}-{epochs}.run"
-    teacher = copy.deepcopy(task.model).to(device())
-    context = Context(task.data, teacher, device(), seed, workspace=folder, step=f"{network} {seed}", report=_say)
-    untrained = Supernet(task.model, context)
-    draw = random.Random(seed)  # noqa: S311
-    subnets = [untrained.smallest, *(untrained.sampled(draw) for _ in range(SUBNETS - 1))]
-    whole = structure(task.model, task.data).macs or 1
-    for place, subnet in enumerate(subnets):
-        if f"{seed} {place} alone" in cells:
-            continue
-        start = untrained.extracted(subnet).model
-        cells[f"{seed} {place} macs"] = (structure(start, task.data).macs or 0) / whole
-        alone = run(
-            Distill(epochs=epochs, learning_rate=RATES[network]), start, replace(context, step=f"alone {place}")
-        )
-        cells[f"{seed} {place} alone"] = evaluate(alone.model.cpu(), task.data, "test").value
-        keep(NAME, partial)
-    trained = _trained(network, seed, epochs, task, context)
-    for place, subnet in enumerate(subnets):
-        if f"{seed} {place} within" not in cells:
-            cells[f"{seed} {place} within"] = evaluate(trained.extracted(subnet).model.cpu(), task.data, "test").value
-            keep(NAME, partial)
-    if "front" not in cells and epochs == EPOCHS[network]:
-        _front(trained, task, cells, partial)
+class Bench:
+    """The subnets of one network and seed, trained alone and within the supernet."""
 
+    def __init__(self, network: str, seed: int, epochs: int) -> None:
+        self.network, self.seed, self.epochs = network, seed, epochs
+        self.task = _task(network, seed)
+        folder = cache() / f"supernet-{network}-{seed}-{epochs}.run"
+        teacher, step = copy.deepcopy(self.task.model).to(device()), f"{network} {seed}"
+        self.context = Context(self.task.data, teacher, device(), seed, workspace=folder, step=step, report=_say)
+        self.supernet = Supernet(self.task.model, self.context)
+        draw = random.Random(seed)  # noqa: S311
+        sampled = (self.supernet.sampled(draw) for _ in range(SUBNETS - 1))
+        self.subnets = [self.supernet.smallest, *sampled]
 
-def _trained(network: str, seed: int, epochs: int, task: Task, context: Context) -> Supernet:
-    """The trained supernet, from the cache if it was trained before."""
-    path = cache() / f"supernet-{network}-{seed}-{epochs}.safetensors"
-    supernet = Supernet(task.model, context)
-    if path.exists():
-        load_model(supernet.model, path)
-    else:
-        supernet.train(epochs, RATES[network])
-        save_model(supernet.model, str(path.with_suffix(".part")))
+    @property
+    def cells(self) -> dict[str, Any]:
+        """What is known."""
+        return dict(kept(NAME).get(f"{self.network} {self.epochs}", {}))
+
+    def keep(self, **found: Any) -> None:
+        """Store what was found beside what another process may have."""
+        keep(NAME, {**kept(NAME), f"{self.network} {self.epochs}": self.cells | found})
+
+    def alone(self) -> None:
+        """Train each subnet by itself, where that is missing."""
+        whole = structure(self.task.model, self.task.data).macs or 1
+        for place, subnet in enumerate(self.subnets):
+            key = f"{self.seed} {place}"
+            if f"{key} alone" in self.cells:
+                continue
+            start = self.supernet.extracted(subnet).model
+            macs = structure(start, self.task.data).macs or 0
+            technique = Distill(epochs=self.epochs, learning_rate=RATES[self.network])
+            model = run(technique, start, replace(self.context, step=f"alone {place}")).model.cpu()
+            found = evaluate(model, self.task.data, "test").value
+            self.keep(**{f"{key} macs": macs / whole, f"{key} alone": found})
+
+    def within(self) -> None:
+        """Train the supernet, score the subnets in it, and the front."""
+        missing = [place for place in range(SUBNETS) if f"{self.seed} {place} within" not in self.cells]
+        fronts = "front" not in self.cells and self.epochs == EPOCHS[self.network]
+        if missing or fronts:
+            self._train()
+        for place in missing:
+            model = self.supernet.extracted(self.subnets[place]).model.cpu()
+            self.keep(**{f"{self.seed} {place} within": evaluate(model, self.task.data, "test").value})
+        if fronts:
+            self._front()
+
+    def _train(self) -> None:
+        """Train the supernet, or read it from the cache if it was trained before."""
+        path = cache() / f"supernet-{self.network}-{self.seed}-{self.epochs}.safetensors"
+        if path.exists():
+            load_model(self.supernet.model, path)
+            return
+        self.supernet.train(self.epochs, RATES[self.network])
+        save_model(self.supernet.model, str(path.with_suffix(".part")))
         path.with_suffix(".part").rename(path)
-    return supernet
 
-
-def _front(supernet: Supernet, task: Task, cells: dict[str, Any], partial: dict[str, Any]) -> None:
-    """Score random subnets without retraining, and keep the front of multiply-adds and accuracy."""
-    some = torch.randperm(len(task.data.validate.dataset), generator=torch.Generator().manual_seed(0))[:IMAGES]  # type: ignore[union-attr]
-    inputs, labels = (tensor[some] for tensor in task.data.validate.dataset.tensors)  # type: ignore[union-attr]
-    data = replace(task.data, validate=tensor_loader(inputs, labels, 500))
-    scored, draw = cells.setdefault("scored", {}), random.Random(0)  # noqa: S311
-    wanted: dict[str, Subnet] = {}
-    while len(wanted) < FRONT:
-        subnet = supernet.sampled(draw)
-        wanted[f"{' '.join(map(str, subnet.counts))} {' '.join(subnet.skipped)}"] = subnet
-    for index, (key, subnet) in enumerate(wanted.items()):
-        if key not in scored:
-            model = supernet.extracted(subnet).model.cpu()
-            scored[key] = [structure(model, data).macs, evaluate(model, data, "validate").value]
-            if index % 20 == 0:
-                keep(NAME, partial)
-    points = [(float(macs), -score) for macs, score in scored.values()]
-    front = sorted(point for point, (level, _) in zip(points, ranks(points), strict=True) if level == 0)
-    cells["front"] = [{"multiply-adds": int(macs), "validation accuracy": round(-loss, 4)} for macs, loss in front]
-    keep(NAME, partial)
+    def _front(self) -> None:
+        """Score random subnets without retraining, and keep the front of multiply-adds and accuracy."""
+        held: Any = self.task.data.validate
+        some = torch.randperm(len(held.dataset), generator=torch.Generator().manual_seed(0))[:IMAGES]
+        inputs, labels = (tensor[some] for tensor in held.dataset.tensors)
+        data = replace(self.task.data, validate=tensor_loader(inputs, labels, 500))
+        scored, draw = dict(self.cells.get("scored", {})), random.Random(0)  # noqa: S311
+        wanted: dict[str, Subnet] = {}
+        while len(wanted) < FRONT:
+            subnet = self.supernet.sampled(draw)
+            wanted[f"{' '.join(map(str, subnet.counts))} {' '.join(subnet.skipped)}"] = subnet
+        for index, (key, subnet) in enumerate(wanted.items()):
+            if key not in scored:
+                model = self.supernet.extracted(subnet).model.cpu()
+                scored[key] = [structure(model, data).macs, evaluate(model, data, "validate").value]
+                if index % 20 == 0:
+                    self.keep(scored=scored)
+        points = [(float(macs), -score) for macs, score in scored.values()]
+        front = sorted(point for point, (level, _) in zip(points, ranks(points), strict=True) if level == 0)
+        told = [{"multiply-adds": int(macs), "validation accuracy": round(-loss, 4)} for macs, loss in front]
+        self.keep(scored=scored, front=told)
 
 
 def _task(network: str, seed: int) -> Task:

@@ -92,7 +92,7 @@ class DefaultSpace:
         bits = trial.suggest_int("bits", 3, 8)
         rate = trial.suggest_float("rate", 0.02, 2.0, log=True)
         often = trial.suggest_categorical("heal_often", (False, True))
-        learning_rate = trial.suggest_float("learning_rate", 3e-4, 6e-3, log=True)
+        learning_rate = trial.suggest_float("learning_rate", 1e-4, 6e-3, log=True)
         static = self.speed and trial.suggest_categorical("static", (False, True))
 
         heal = [Distill(epochs=self.epochs, learning_rate=learning_rate)]

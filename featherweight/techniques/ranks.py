@@ -80,6 +80,8 @@ def of_two_ranks(
     """
     grid = torch.cartesian_prod(_ranks(len(first), multiple), _ranks(len(second), multiple))
     inner, outer = grid.unbind(1)
+    grid = grid[(outer <= n * inner) & (inner <= n * outer)]  # the core between them has no higher ranks
+    inner, outer = grid.unbind(1)
     return Choices(
         (shape,),
         torch.zeros(len(grid), dtype=torch.long),

@@ -148,6 +148,18 @@ def test_convolutions_fitted_to_their_inputs_lose_less(shape):
         assert found["whitened"] < 0.9 * found["svd"], (shape, ratio)
 
 
+def test_a_tucker_core_has_no_more_outputs_than_inputs_times_taps():
+    """Where a few inputs matter and all outputs do, as in the last layers of VGG-19, more would lose least by the energies."""
+    layer = nn.Conv2d(64, 64, 3, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(drawn(64, 64, 3, 3) * torch.logspace(0, -0.5, 64)[:, None, None])
+    output, edits, _ = factor(nn.Sequential(layer), torch.ones(1, 64, 5, 5), shape="tucker", rank="ratio", ratio=0.8)
+    assert len(edits) == 1
+    assert sum(weight.numel() for weight in output.parameters()) <= 0.2 * layer.weight.numel()
+    core = output[0][1]
+    assert core.out_channels <= 9 * core.in_channels < 64
+
+
 def test_the_dropped_energy_of_a_convolution_in_its_channels():
     layer = nn.Conv2d(4, 10, 3, padding=1, dilation=(1, 2)).double()
     images = drawn(20, 4, 6, 6).double().cumsum(2)

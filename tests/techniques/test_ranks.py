@@ -35,6 +35,17 @@ def test_two_ranks_by_hand():
     place = ways.ranks.tolist().index([2, 1])
     assert ways.parameters[place] == 4 * 2 + 9 * 2 * 1 + 1 * 5 + 1
     assert ways.dropped[place] == pytest.approx(6 / 14)
+    narrow = of_two_ranks("tucker", ENERGIES[:2], ENERGIES, m=4, n=3, out=5, fixed=1, multiple=1)
+    assert narrow.ranks.tolist() == [
+        [1, 1],
+        [1, 2],
+        [1, 3],
+        [2, 1],
+        [2, 2],
+        [2, 3],
+        [2, 4],
+        [2, 5],
+    ]  # three outputs an input
     both = joined([of_one_rank("channel", ENERGIES, 10, 0, 1), ways])
     assert both.shapes == ("channel", "tucker")
     assert nearest(both, 0, [3]) == 2
