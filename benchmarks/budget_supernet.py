@@ -70,8 +70,9 @@ def main() -> None:
     network, epochs = asked.network, asked.epochs or EPOCHS[asked.network]
     for seed in asked.seeds:
         bench = Bench(network, seed, epochs)
-        for part in [asked.part] if asked.part else PARTS:
-            getattr(bench, part)()
+        for part, train in zip(PARTS, (bench.alone, bench.within), strict=True):
+            if asked.part in (None, part):
+                train()
     if asked.part:
         return
     cells = kept(NAME)[f"{network} {epochs}"]
