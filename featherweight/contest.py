@@ -26,7 +26,7 @@ The first only makes their files as large as they may be. After a quarter, what 
 _ONE_ROUND = ((SHORT, 2),)
 _PACES = (1.0, 1 / 4, 1 / 16)
 """Factors on the usual learning rates: pretrained Transformers want slower ones than networks trained from nothing."""
-_CLEARLY = 0.8  # of a divergence: short trainings do not tell nearer rates apart
+_CLEARLY = 0.4  # of a divergence: short trainings favour slow rates, and whole ones make up for fast ones that are twice as far
 _DRAWN = 7  # mixes drawn beside the named ones where trainings are quick, and at most as many as trials
 
 
