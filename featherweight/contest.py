@@ -55,7 +55,7 @@ class Contest:
 
         The best is the one whose training ends nearest to the original's outputs on validation data. All mixes are trained
         shorter than a trial; the better half of them longer, and so on, each corrected by what its file was over the limit or left.
-        Before, as short trainings of one of them have chosen the learning rates for all.
+        Before, short trainings of one of them choose the learning rates for all.
         """
         if self._best is None:
             self._pace = self._slowed(strength)

@@ -510,9 +510,8 @@ def test_parts_of_an_epoch_are_not_trained_again_after_a_kill(clusters, tmp_path
 
 def test_a_trial_that_holds_after_a_short_training_is_not_trained_longer(clusters):
     artifact, passes = searched(clusters, "size<=60%, drop<=30pt", epochs=12, trials=1)
-    assert (
-        len(passes) <= 2 * 4
-    )  # up to three learning rates, the mix and the trial, an epoch before quantization and one after it
+    # up to three learning rates, which the mix and the trial are among: an epoch before quantization and one after it
+    assert len(passes) <= 2 * 3
     assert artifact.report.trials[0]["met"]
     artifact, passes = searched(clusters, "size<=60%, drop<=0pt", epochs=12, trials=1)
     assert len(passes) >= 12

@@ -77,12 +77,12 @@ class _Reader:
 
     def errors(self, units: int) -> tuple[Tensor, Tensor]:
         """Return the error of each of the units held, `[units]`, and the block that each is compensated with."""
-        columns = torch.arange(units * self.width, device=self.inverse.device).view(units, self.width)
-        blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
-        blocks = blocks.reciprocal() if self.width == 1 else torch.linalg.inv(blocks)
         own = self.weight[:, : units * self.width]
-        if self.width == 1:
-            return own.square().sum(0) * blocks.flatten(), blocks
+        if self.width == 1:  # numbers, where a batch of matrices of one entry each would take most of the time
+            gains = self.inverse.diagonal()[:units].reciprocal()
+            return own.square().sum(0) * gains, gains[:, None, None]
+        columns = torch.arange(units * self.width, device=self.inverse.device).view(units, self.width)
+        blocks = torch.linalg.inv(self.inverse[columns[:, :, None], columns[:, None, :]])
         own = own.reshape(-1, units, self.width).transpose(0, 1)  # [units, out, width]
         return ((own @ blocks) * own).sum((1, 2)), blocks
 

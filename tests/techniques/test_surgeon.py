@@ -41,6 +41,46 @@ def test_the_first_to_leave_costs_what_least_squares_says():
     assert float(errors.sum()) == pytest.approx(float(wanted.square().sum() / len(wanted)), rel=0.02)
 
 
+class Beside(nn.Module):
+    """Twelve units between inputs that the same layer reads, before and behind them."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 12), nn.Linear(18, 3)
+
+    def features(self, x):
+        return torch.cat((x[:, :4], self.inner(x).relu(), x[:, 4:]), 1)
+
+    def forward(self, x):
+        return self.outer(self.features(x))
+
+
+def test_each_that_leaves_costs_what_least_squares_says_in_the_order_in_which_it_costs_least():
+    torch.manual_seed(0)
+    model, inputs = Beside().eval(), correlated(800, 6, 1)
+    groups, _ = coupled_groups(model, (inputs[:2],))
+    (group,) = (group for group in groups if len(group) == 12)
+    (errors,) = removal_errors(model, [group], context(inputs), 1)
+    with torch.no_grad():
+        features = model.features(inputs).double()
+    moment = features.T @ features / len(features)
+    ridged = moment + 1e-3 * moment.diagonal().mean() * torch.eye(18)
+    seen = torch.linalg.cholesky(ridged).T  # whose second moment is that
+    wanted = seen @ model.outer.weight.detach().double().T
+    left, lost, gone = list(range(18)), 0.0, []
+    for _ in range(12):
+        alone = {
+            unit: len(seen) * residual(seen, [i for i in left if i != unit + 4], wanted)
+            for unit in range(12)
+            if unit not in gone
+        }
+        unit = min(alone, key=alone.__getitem__)
+        assert float(errors[unit]) == pytest.approx(alone[unit] - lost, rel=1e-4)
+        left.remove(unit + 4)
+        gone, lost = [*gone, unit], alone[unit]
+    assert errors.argsort().tolist() == gone
+
+
 def test_a_unit_that_copies_another_costs_nothing_and_only_one_of_them():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, padding=1)).eval()
