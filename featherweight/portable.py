@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from onnxscript import opset18
 from torch import Tensor, nn
 from torch._decomp.decompositions import lstm_impl
 
-from featherweight import attention_graph
+from featherweight import attention_graph, packed_graph, recurrent_graph
 from featherweight.data import Data, as_call, example_inputs
 from featherweight.errors import ArtifactError, ExportError
 from featherweight.integer_graph import shaped
@@ -61,7 +62,12 @@ def _dequantize(codes: Any, scale: Any, zero: Any, low: int, high: int, dtype: i
     return opset18.DequantizeLinear(codes, scale, zero)
 
 
-_TRANSLATIONS = {reference.quantize_per_tensor.tensor: _quantize, reference.dequantize_per_tensor.tensor: _dequantize}
+_TRANSLATIONS = {
+    reference.quantize_per_tensor.tensor: _quantize,
+    reference.dequantize_per_tensor.tensor: _dequantize,
+    torch.ops.featherweight.until.default: packed_graph.translated,
+    **recurrent_graph.TRANSLATIONS,
+}
 
 
 def export_graph(model: nn.Module, data: Data) -> Graph:
@@ -78,6 +84,7 @@ def export_graph(model: nn.Module, data: Data) -> Graph:
         with looping(model):
             program = export_program(model, data)
         exported = _exported(attention_graph.with_heads(_unrolled(program))).model
+        packed_graph.with_lengths(exported)
     except ExportError:
         raise
     except Exception as error:  # whatever the exporter raises
@@ -142,12 +149,23 @@ def export_program(model: nn.Module, data: Data) -> torch.export.ExportedProgram
     for strict in (False, True):
         for shapes in attempts:
             try:
-                with evaluating(model), warnings.catch_warnings():
+                with evaluating(model), _layers(strict, bool(named)), warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
             except Exception as error:  # whatever the tracer or the user's forward raises
                 reasons.append(f"{_first_line(error)}{line_of(error)}")
     raise ExportError(f"{type(model).__name__} cannot be traced: {reasons[0]}")
+
+
+@contextmanager
+def _layers(strict: bool, loose: bool) -> Iterator[None]:
+    """Trace recurrent layers as graphs have them; a strict tracer looks into everything itself."""
+    with ExitStack() as stack:
+        if not strict:
+            stack.enter_context(packed_graph.padded())
+        if not strict and loose:
+            stack.enter_context(recurrent_graph.any_steps())
+        yield
 
 
 def _flat(values: Any) -> list[Any]:

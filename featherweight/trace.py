@@ -8,7 +8,7 @@ import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from featherweight.errors import ModelError
 from featherweight.modes import evaluating
+from featherweight.packed_graph import padded
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> ExportedProgram:
@@ -36,7 +37,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None
     failure: Exception | None = None
     for example, strict in ((pairs, False), (pairs, True), ((args, kwargs or {}), False)):
         try:
-            with evaluating(model), unfused(), warnings.catch_warnings():
+            packed = nullcontext() if strict else padded(trimmed=False)
+            with evaluating(model), unfused(), packed, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return torch.export.export(model, example[0], example[1], strict=strict)
         except Exception as error:  # the exporter raises whatever the model's own code raises

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from featherweight import packed_graph
 from featherweight.graph.channelwise import along, gate, group_norm, layer_norm, local, per_channel, reduction
 from featherweight.graph.labels import Call, Value, pointwise, unknown
 from featherweight.graph.movement import (
@@ -49,7 +50,7 @@ for _rule, _names in (
     (reshape, "view reshape _unsafe_view flatten unflatten view_as reshape_as squeeze unsqueeze"),
     (expand, "expand expand_as broadcast_to"),
     (identity, "clone contiguous detach to _to_copy type_as alias lift_fresh_copy float half bfloat16"),
-    (identity, "dropout feature_dropout alpha_dropout feature_alpha_dropout"),
+    (identity, "dropout feature_dropout alpha_dropout feature_alpha_dropout until"),
     (identity, "zeros_like ones_like full_like empty_like rand_like randn_like"),
     (pieces, "slice narrow split split_with_sizes chunk"),
     (pick, "select unbind"),
@@ -71,7 +72,7 @@ def apply(call: Call) -> Any:
         return values if len(values) > 1 else values[0]
     if torch.Tag.pointwise in tags:
         return pointwise(call)
-    if getattr(call.operator, "namespace", "") == "aten":
+    if getattr(call.operator, "namespace", "") in ("aten", packed_graph.DOMAIN):
         rule = local if LOCAL.fullmatch(call.name) else RULES.get(call.name)
         if rule:
             return rule(call)

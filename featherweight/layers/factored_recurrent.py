@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from featherweight.layers.recurrent import SplitGRU, SplitLSTM, SplitRecurrent
+from featherweight.layers.recurrent import SplitGRU, SplitLSTM, SplitRecurrent, on
 from featherweight.layers.recurrent_loop import loop, pays
 
 
@@ -96,8 +96,8 @@ class FactoredRecurrent(nn.Module):
         for first, after, compute in self._runs(isinstance(input, PackedSequence)):
             start = None if hx is None else _each(lambda state, at=slice(first * ways, after * ways): state[at], hx)
             if first and self.training and self.dropout:
-                values = _on(lambda steps: F.dropout(steps, self.dropout), values)
-            values, final = compute(_on(self.projections[first], values), start)
+                values = on(lambda steps: F.dropout(steps, self.dropout), values)
+            values, final = compute(on(self.projections[first], values), start)
             finals.append(final)
         if isinstance(finals[0], tuple):
             return values, tuple(torch.cat(states) for states in zip(*finals, strict=True))
@@ -145,11 +145,6 @@ def looping(model: nn.Module) -> Iterator[None]:
     finally:
         for module in found:
             module.loops = ()
-
-
-def _on(function: Any, steps: Tensor | PackedSequence) -> Any:
-    """Apply a function of features to steps, packed or not."""
-    return steps._replace(data=function(steps.data)) if isinstance(steps, PackedSequence) else function(steps)
 
 
 def _each(function: Any, state: Any) -> Any:

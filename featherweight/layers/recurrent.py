@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from featherweight.errors import ModelError
 from featherweight.layers.quantized import QuantizedLayer
@@ -107,8 +108,8 @@ class SplitRecurrent(nn.RNNBase):
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As PyTorch's layer, on an input that is rounded where the first of the incoming layers has a grid for it."""
         first = self.incoming[0]
-        if isinstance(first, QuantizedLayer) and first.input_grid and isinstance(input, Tensor):
-            input = first.rounded(input)
+        if isinstance(first, QuantizedLayer) and first.input_grid:
+            input = on(first.rounded, input)
         return super().forward(input, hx)
 
     def flatten_parameters(self) -> None:
@@ -168,6 +169,11 @@ def recurrent(
     layer = _CELLS[cell](input_size, hidden_size, batch_first=batch_first, dropout=dropout, **shape)
     layer.split()
     return layer
+
+
+def on(function: Callable[[Tensor], Tensor], steps: Tensor | PackedSequence) -> Any:
+    """Return what a function of features makes of steps, packed or not."""
+    return steps._replace(data=function(steps.data)) if isinstance(steps, PackedSequence) else function(steps)
 
 
 def read(layer: nn.Module, width: int) -> Affine:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from featherweight.errors import DataError, ExportError
+from featherweight.runtimes.lengths import without_lengths
 from featherweight.runtimes.loops import closed
 from featherweight.runtimes.openvino_recurrent import named, with_integers
 from featherweight.runtimes.protocol import (
@@ -44,8 +45,9 @@ class OpenVino(Runtime):
         path = folder / "model.xml"
         try:
             with quiet():
-                model = openvino.Core().read_model(signed(closed(subject.onnx)))
-                named(model, subject.onnx)
+                whole = without_lengths(subject.onnx)
+                model = openvino.Core().read_model(signed(closed(whole)))
+                named(model, whole)
                 with_integers(openvino, model, {path for path, integers in subject.layers().items() if integers})
                 folder.mkdir(parents=True, exist_ok=True)
                 openvino.save_model(model, path, compress_to_fp16=False)
@@ -65,7 +67,9 @@ class OpenVino(Runtime):
         """Return the seconds of each operator."""
         core = self.need().Core()
         try:
-            compiled = Compiled(core, core.read_model(signed(closed(model))), self.precision, 1, clocked=True)
+            compiled = Compiled(
+                core, core.read_model(signed(closed(without_lengths(model)))), self.precision, 1, clocked=True
+            )
         except RuntimeError as error:
             raise ExportError(f"OpenVINO cannot load the model: {first_line(error)}") from error
         return compiled.operators(inputs, calls)
