@@ -23,8 +23,9 @@ from torch.overrides import TorchFunctionMode
 from featherweight.errors import ExportError
 
 DOMAIN = "featherweight"
-_LAYERS = ("LSTM", "GRU", "RNN")
-_LENGTHS = 4  # the place of the lengths among the inputs of each of them
+LAYERS = ("LSTM", "GRU", "RNN")
+LENGTHS = 4
+"""The place of the lengths among the inputs of each of them."""
 _BETWEEN = ("Transpose", "Reshape", "Squeeze")  # what stands between the layers of one module
 _INT32 = 6
 
@@ -156,7 +157,7 @@ def with_lengths(model: ir.Model) -> None:
         steps, lengths = node.inputs
         marked = node.outputs[0]
         for reader in [reader for reader, _ in marked.uses()]:
-            if reader.op_type not in _LAYERS:
+            if reader.op_type not in LAYERS:
                 raise ExportError(
                     "this recurrent layer cannot read packed sequences in ONNX: one with projections has no operator there"
                 )
@@ -168,13 +169,13 @@ def with_lengths(model: ir.Model) -> None:
 
 def _limit(layer: ir.Node, lengths: ir.Value | None) -> None:
     """Give one operator the lengths, and those that stand for the further layers of the same module."""
-    if len(layer.inputs) <= _LENGTHS:
-        layer.resize_inputs(_LENGTHS + 1)
-    layer.replace_input_with(_LENGTHS, lengths)
+    if len(layer.inputs) <= LENGTHS:
+        layer.resize_inputs(LENGTHS + 1)
+    layer.replace_input_with(LENGTHS, lengths)
     reached = [layer.outputs[0]]
     while reached:
         for reader, place in reached.pop().uses():
-            if reader.op_type in _LAYERS and place == 0:
+            if reader.op_type in LAYERS and place == 0:
                 _limit(reader, lengths)
             elif reader.op_type in _BETWEEN:
                 reached.append(reader.outputs[0])

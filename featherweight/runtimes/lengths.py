@@ -14,11 +14,9 @@ import onnx_ir as ir
 
 from featherweight.errors import ExportError
 from featherweight.integer_graph import constant
+from featherweight.packed_graph import LAYERS, LENGTHS
 
-_LAYERS = ("LSTM", "GRU", "RNN")
-_LENGTHS = 4  # the place of the lengths among the inputs of each of them
-_PER_DIRECTION = {1: "W", 2: "R", 3: "B", 5: "h", 6: "c", 7: "P"}  # inputs with a first dimension of directions
-_OUTPUTS = ("steps", "state", "cell")
+_PER_DIRECTION = (1, 2, 3, 5, 6, 7)  # inputs with a first dimension of directions: all but the steps and the lengths
 
 
 def without_lengths(model: bytes) -> bytes:
@@ -34,7 +32,7 @@ def without_lengths(model: bytes) -> bytes:
     found = [
         node
         for node in whole.graph
-        if node.op_type in _LAYERS and len(node.inputs) > _LENGTHS and node.inputs[_LENGTHS] is not None
+        if node.op_type in LAYERS and len(node.inputs) > LENGTHS and node.inputs[LENGTHS] is not None
     ]
     for node in found:
         _Rewriting(whole.graph, node).run()
@@ -46,8 +44,8 @@ class _Rewriting:
 
     def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
         self.graph, self.node = graph, node
-        self.direction = node.attributes.get_string("direction", "forward")
-        self.lengths = self._added("Cast", [node.inputs[_LENGTHS]], to=int(ir.DataType.INT64))
+        self.ways = 2 if node.attributes.get_string("direction", "forward") == "bidirectional" else 1
+        self.lengths = self._added("Cast", [node.inputs[LENGTHS]], to=int(ir.DataType.INT64))
 
     def run(self) -> None:
         """Put the new operators in the place of the old one.
@@ -55,33 +53,31 @@ class _Rewriting:
         Raises:
             ExportError: its final cell state is read.
         """
-        steps, state, cell = (*self.node.outputs, None, None)[: len(_OUTPUTS)]
+        steps, state, cell = (*self.node.outputs, None, None)[:3]
         if cell is not None and (cell.uses() or cell.is_graph_output()):
             raise ExportError(
                 f"the final cell state of {self.node.name} over packed sequences is known to ONNX Runtime alone"
             )
-        both = self.direction == "bidirectional"
-        made = [self._one_way(place, place == 1 or self.direction == "reverse") for place in range(2 if both else 1)]
+        made = [self._one_way(place) for place in range(self.ways)]
         self._become(steps, [self._added("Unsqueeze", [one, self._axis(1)]) for one, _ in made], 1)
         if state is not None and (state.uses() or state.is_graph_output()):
             first = constant(self.graph, "first_step", np.array([0]))
             self._become(state, [self._added("Gather", [turned, first], axis=0) for _, turned in made], 0)
         self.graph.remove(self.node, safe=True)
 
-    def _one_way(self, place: int, backwards: bool) -> tuple[ir.Value, ir.Value]:
-        """One direction's steps `[time, batch, units]`, and the same in the order whose first is the final state."""
+    def _one_way(self, place: int) -> tuple[ir.Value, ir.Value]:
+        """The steps `[time, batch, units]` of a direction, 1 is backwards, and the same in the order whose first is the final state."""
         inputs = [
             self._part(value, place) if at in _PER_DIRECTION and value is not None else value
             for at, value in enumerate(self.node.inputs)
         ]
-        inputs[0] = self._turned(inputs[0]) if backwards else inputs[0]
-        inputs[_LENGTHS] = None
+        inputs[0] = self._turned(inputs[0]) if place else inputs[0]
+        inputs[LENGTHS] = None
         attributes = dict(self.node.attributes)
-        for name in ("activations", "activation_alpha", "activation_beta"):
-            if name in attributes:
-                values = list(attributes[name].value)
-                each = len(values) // (2 if self.direction == "bidirectional" else 1)
-                attributes[name] = ir.convenience.convert_attribute(name, values[place * each : (place + 1) * each])
+        if "activations" in attributes:  # each direction has its own
+            functions = list(attributes["activations"].as_strings())
+            each = len(functions) // self.ways
+            attributes["activations"] = ir.AttrStrings("activations", functions[place * each : (place + 1) * each])
         attributes["direction"] = ir.AttrString("direction", "forward")
         name = f"{self.node.name}/reverse" if place else self.node.name
         node = ir.Node("", self.node.op_type, inputs, list(attributes.values()), name=name)
@@ -89,14 +85,14 @@ class _Rewriting:
         self.graph.insert_before(self.node, node)
         read = self._added("Squeeze", [node.outputs[0], self._axis(1)])
         turned = self._turned(read)
-        return turned if backwards else read, turned
+        return turned if place else read, turned
 
     def _turned(self, value: ir.Value | None) -> ir.Value:
         return self._added("ReverseSequence", [value, self.lengths], batch_axis=1, time_axis=0)
 
     def _part(self, value: ir.Value, place: int) -> ir.Value:
         """What belongs to one direction."""
-        if self.direction != "bidirectional":
+        if self.ways == 1:
             return value
         return self._added("Gather", [value, constant(self.graph, f"direction_{place}", np.array([place]))], axis=0)
 
