@@ -10,8 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +32,7 @@ from featherweight.integer_graph import shaped
 from featherweight.layers import looping
 from featherweight.layers.quantized import reference
 from featherweight.modes import evaluating
-from featherweight.trace import line_of
+from featherweight.trace import line_of, traceable
 
 _LARGEST_CONSTANT = 64  # elements; anything larger in no state dict is stored with the weights
 _WEIGHT, _CONSTANT = "w", "c"
@@ -149,23 +148,12 @@ def export_program(model: nn.Module, data: Data) -> torch.export.ExportedProgram
     for strict in (False, True):
         for shapes in attempts:
             try:
-                with evaluating(model), _layers(strict, bool(named)), warnings.catch_warnings():
+                with evaluating(model), traceable(strict, any_number=bool(named)), warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
             except Exception as error:  # whatever the tracer or the user's forward raises
                 reasons.append(f"{_first_line(error)}{line_of(error)}")
     raise ExportError(f"{type(model).__name__} cannot be traced: {reasons[0]}")
-
-
-@contextmanager
-def _layers(strict: bool, loose: bool) -> Iterator[None]:
-    """Trace recurrent layers as graphs have them; a strict tracer looks into everything itself."""
-    with ExitStack() as stack:
-        if not strict:
-            stack.enter_context(packed_graph.padded())
-        if not strict and loose:
-            stack.enter_context(recurrent_graph.any_steps())
-        yield
 
 
 def _flat(values: Any) -> list[Any]:

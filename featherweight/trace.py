@@ -8,7 +8,7 @@ import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from featherweight.errors import ModelError
+from featherweight.layers.bags import over_rows
 from featherweight.modes import evaluating
 from featherweight.packed_graph import padded
+from featherweight.recurrent_graph import any_steps
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> ExportedProgram:
@@ -37,8 +39,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None
     failure: Exception | None = None
     for example, strict in ((pairs, False), (pairs, True), ((args, kwargs or {}), False)):
         try:
-            packed = nullcontext() if strict else padded(trimmed=False)
-            with evaluating(model), unfused(), packed, warnings.catch_warnings():
+            with evaluating(model), unfused(), traceable(strict, trimmed=False), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return torch.export.export(model, example[0], example[1], strict=strict)
         except Exception as error:  # the exporter raises whatever the model's own code raises
@@ -48,6 +49,24 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None
         f"{type(model).__name__} cannot be traced, so its layers cannot be followed: {reason}{line_of(failure)}. "
         "Check the example inputs, or leave steps that need the graph out of the recipe."
     ) from failure
+
+
+@contextmanager
+def traceable(strict: bool, trimmed: bool = True, any_number: bool = False) -> Iterator[None]:
+    """Run a block with layers that no tracer follows as graphs have them.
+
+    Args:
+        strict: leave all as it is: a strict tracer looks into every function itself.
+        trimmed: as of `packed_graph.padded`.
+        any_number: let recurrent layers take any number of steps.
+    """
+    with ExitStack() as stack:
+        if not strict:
+            stack.enter_context(over_rows())
+            stack.enter_context(padded(trimmed))
+        if not strict and any_number:
+            stack.enter_context(any_steps())
+        yield
 
 
 @contextmanager

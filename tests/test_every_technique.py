@@ -41,7 +41,7 @@ from featherweight.techniques import (
     SeparateConvolutions,
     ShareWeights,
     SmoothActivations,
-    SplitAttention,
+    SplitLayers,
     TernarizeWeights,
 )
 from featherweight.testing import check_technique
@@ -118,7 +118,7 @@ SETTINGS = {
         Distill(epochs=1, loss="dist + 0.1 * logits", mixing="falling"),
     ],
     "fold_batch_norm": [FoldBatchNorm()],
-    "split_attention": [SplitAttention()],
+    "split_layers": [SplitLayers()],
     "reestimate_norms": [ReestimateNorms()],
     "reinitialize": [Reinitialize()],
     "regularize_groups": [RegularizeGroups(epochs=1)],

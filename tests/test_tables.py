@@ -18,7 +18,7 @@ from featherweight.errors import DataError
 from featherweight.layers.quantized import limit
 from featherweight.running import run
 from featherweight.technique import Context
-from featherweight.techniques import SplitAttention
+from featherweight.techniques import SplitLayers
 from featherweight.techniques.rounding import grid_scale, to_codes
 
 
@@ -195,9 +195,9 @@ def test_attention_is_split_and_every_part_cut_pruned_and_rounded_by_its_name():
     context = Context(data=Data(example=steps[:1], calibrate=[(steps, None)]))
     found, allocation, recipe, small = carried_out(model.eval(), context, channels=0.1, ranks=10.0, zeros=0.1)
     parts = {f"1.self_attn.{part}" for part in ("query", "key", "value", "out")}
-    assert found.attention
+    assert found.split
     assert parts < {row.path for row in found.rows}
-    assert SplitAttention() in recipe.steps
+    assert SplitLayers() in recipe.steps
     assert any(parts & set(group.names) for group in found.groups), "heads"
     assert min(allocation.shares) < 1
     assert any(allocation.treatments[f"{part}.weight"].density < 1 for part in parts)

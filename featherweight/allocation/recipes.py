@@ -18,11 +18,11 @@ from featherweight.techniques import (
     PruneWeights,
     QuantizeStatic,
     QuantizeWeights,
-    SplitAttention,
+    SplitLayers,
 )
 from featherweight.techniques.low_rank import like_a_head
 
-PREPARED = Recipe((FoldBatchNorm(), SplitAttention()))
+PREPARED = Recipe((FoldBatchNorm(), SplitLayers()))
 """What tables are made after."""
 
 
@@ -65,7 +65,7 @@ def recipe_of(
         static: whether activations become integers too, for speed; all weights then have 8 bits.
         batches: calibration batches that cuts and factors read.
     """
-    steps: list[Technique] = [FoldBatchNorm(), *([SplitAttention()] if tables.attention else [])]
+    steps: list[Technique] = [FoldBatchNorm(), *([SplitLayers()] if tables.split else [])]
     steps += _cuts(tables, allocation, batches)
     steps += _factors(tables, allocation, batches)
     ratios = ", ".join(

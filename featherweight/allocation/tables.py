@@ -23,6 +23,8 @@ from featherweight.data import batches, example_inputs, forward, samples
 from featherweight.edits import module_at, named_tensors
 from featherweight.graph import CoupledGroup
 from featherweight.layers.attention import MultiHeadAttention
+from featherweight.layers.bags import EmbeddingBag
+from featherweight.layers.cells import RecurrentCell
 from featherweight.layers.quantized import limit
 from featherweight.masking import masked
 from featherweight.modes import evaluating
@@ -53,6 +55,7 @@ _ENOUGH = 2048  # values that a step is chosen by
 _MOST_MACS = 1e12  # of all true evaluations together
 _FEWEST, _MOST = 32, 2048  # samples of each of them
 _FACTORED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SPLIT = (MultiHeadAttention, RecurrentCell, EmbeddingBag)  # what `split_layers` makes
 
 Family = list[tuple[float, float, Tensor]]
 """Of one weight, for each strength from mild to strong: the strength, predicted nats and the weight, `[out, rest]`."""
@@ -99,8 +102,8 @@ def measure_tables(
         "params": float(parameters(model)[0] - sum(one.params for one in plain)),
         "macs": max(0.0, macs - sum(one.macs for one in plain)),
     }
-    attention = any(isinstance(layer, MultiHeadAttention) for layer in model.modules())
-    return Tables(tuple(rows), tuple(groups), fixed, attention)
+    split = any(isinstance(layer, _SPLIT) for layer in model.modules())
+    return Tables(tuple(rows), tuple(groups), fixed, split)
 
 
 def _nats(model: nn.Module, weights: Mapping[str, nn.Parameter], context: Context, count: int) -> dict[str, Tensor]:

@@ -109,13 +109,13 @@ class Tables:
         rows: weights.
         groups: of channels.
         fixed: `size`, `params` and `macs` that no treatment changes, and `seconds` where they were measured.
-        attention: whether there are rows of attention's own layers, which `split_attention` takes it apart into.
+        split: whether there are rows of what `split_layers` takes layers apart into.
     """
 
     rows: tuple[Row, ...]
     groups: tuple[Group, ...]
     fixed: dict[str, float]
-    attention: bool = False
+    split: bool = False
 
     def scaled(self, factors: Mapping[str, float]) -> Tables:
         """Return tables whose damages are multiplied, by family, as what healing leaves of them differs.
@@ -161,7 +161,7 @@ class Tables:
             Group(tuple(group["names"]), group["units"], tuple(group["shares"]), tuple(group["damages"]))
             for group in value["groups"]
         )
-        return cls(rows, groups, dict(value["fixed"]), bool(value["attention"]))
+        return cls(rows, groups, dict(value["fixed"]), bool(value["split"]))
 
 
 def frontier(treatments: Sequence[Treatment], metrics: Sequence[str]) -> tuple[Treatment, ...]:

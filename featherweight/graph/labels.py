@@ -30,6 +30,7 @@ class Value:
     layers: tuple[Tensor, ...] = ()  # int32, as many dimensions as `shape`, size 1 where the labels do not vary
     static: bool = False
     stacked: bool = False  # along dimension 0 lie lines of labels that shrink apart, each by as many
+    blank: bool = False  # zeros that a model starts a state with; they are made anew, as wide as what they meet
 
 
 def collapse(labels: Tensor) -> Tensor:
@@ -121,10 +122,10 @@ def merge(call: Call, values: Sequence[Value], rank: int) -> Line:
     """Unify the layers of operands that are broadcast against each other.
 
     Layers that share a dimension leave together element by element. A layer without a counterpart in another operand is
-    free where that operand has size 1 (it is broadcast), and fixed where it has full size: a layer that varies along other
-    dimensions too, as a view into heads does, can still shrink along those.
+    free where that operand has size 1 (it is broadcast) or is blank, and fixed where it has full size: a layer that varies
+    along other dimensions too, as a view into heads does, can still shrink along those.
     """
-    shapes = [(1,) * (rank - len(value.shape)) + value.shape for value in values]
+    shapes = [(1,) * rank if value.blank else (1,) * (rank - len(value.shape)) + value.shape for value in values]
     lines = [[layer.reshape((1,) * (rank - layer.ndim) + layer.shape) for layer in value.layers] for value in values]
     merged: Line = []
     for i, line in enumerate(lines):

@@ -52,7 +52,7 @@ def expand(call: Call) -> Any:
 def identity(call: Call) -> Any:
     """Nothing happens to the channels."""
     x = call.values()[0]
-    return call.result(x.layers, x.static)
+    return x if x.blank else call.result(x.layers, x.static)
 
 
 def pieces(call: Call) -> Any:

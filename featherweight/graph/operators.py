@@ -61,6 +61,7 @@ for _rule, _names in (
     (shuffle, "pixel_shuffle channel_shuffle"),
 ):
     RULES.update(dict.fromkeys(_names.split(), _rule))
+_BLANK = ("zeros", "new_zeros")
 LOCAL = re.compile(r"(adaptive_)?(avg|max)_pool\dd(_with_indices)?|_?upsample_(\w+?)\dd")
 
 
@@ -68,7 +69,7 @@ def apply(call: Call) -> Any:
     """Return the labelled result, a `Value` or a tuple of them, of one operator."""
     tags = getattr(call.operator, "tags", ())
     if not call.values() or call.name.startswith("new_"):
-        values = tuple(Value(shape, static=True) for shape in call.shapes)
+        values = tuple(Value(shape, static=True, blank=call.name in _BLANK) for shape in call.shapes)
         return values if len(values) > 1 else values[0]
     if torch.Tag.pointwise in tags:
         return pointwise(call)

@@ -52,7 +52,8 @@ def product(call: Call) -> Any:
     if not weight.static or len(weight.shape) != 2 or (bias is not None and not bias.static):
         return matrix_product(call, x, weight, bias)
     line, others = channels(call, x, len(x.shape) - 1)
-    call.atoms.tie(line, channels(call, weight, 1 if linear else 0)[0], call.why(FIXED))
+    if not x.blank:
+        call.atoms.tie(line, channels(call, weight, 1 if linear else 0)[0], call.why(FIXED))
     out = channels(call, weight, 0 if linear else 1)[0]
     return call.result(produce(call, out, len(x.shape) - 1, bias, others), x.static)
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from featherweight.errors import ModelError, closest
 from featherweight.layers.attention import MultiHeadAttention
+from featherweight.layers.bags import EmbeddingBag
+from featherweight.layers.cells import RecurrentCell
 from featherweight.layers.factored import (
     canonical_convolution,
     depthwise_separable_convolution,
@@ -54,6 +56,8 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "shared_transposed_convolution": SharedTransposedConv,
     "shared_embedding": SharedEmbedding,
     "recurrent": recurrent,
+    "recurrent_cell": RecurrentCell,
+    "embedding_bag": EmbeddingBag,
     "attention": MultiHeadAttention,
     "skip": Skip,
 }

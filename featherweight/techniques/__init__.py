@@ -32,12 +32,12 @@ from featherweight.techniques.reinitialize import Reinitialize
 from featherweight.techniques.separate_convolutions import SeparateConvolutions
 from featherweight.techniques.share_weights import ShareWeights
 from featherweight.techniques.smooth_activations import SmoothActivations
-from featherweight.techniques.split_attention import SplitAttention
+from featherweight.techniques.split_layers import SplitLayers
 from featherweight.techniques.ternarize_weights import TernarizeWeights
 
 TECHNIQUES: tuple[type[Technique], ...] = (
     FoldBatchNorm,
-    SplitAttention,
+    SplitLayers,
     PruneBlocks,
     PruneChannels,
     PruneDeadUnits,
@@ -100,6 +100,6 @@ __all__ = [
     "SeparateConvolutions",
     "ShareWeights",
     "SmoothActivations",
-    "SplitAttention",
+    "SplitLayers",
     "TernarizeWeights",
 ]

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from featherweight.data import batches
 from featherweight.edits import Write, module_at, named_tensors, private_copy
 from featherweight.technique import Context, Edits, Stage, Technique, setting
-from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.apart import layer_swaps
 from featherweight.techniques.guidance import Guidance, Lesson
 from featherweight.techniques.operators import Operators, stand_ins
 from featherweight.techniques.seeding import reseeded
@@ -57,7 +57,7 @@ class ChooseOperators(Technique):
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Search on a private copy; yield a Swap for each layer that becomes another operator, and one Write of the rest."""
-        yield from attention_swaps(model, context)
+        yield from layer_swaps(model, context)
         found = stand_ins(model, context, self.ratio)
         if not found:
             context.leave("", "no layer in scope has a cheaper operator to choose")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from featherweight.edits import Swap
 from featherweight.layers.plain import convolution_options
 from featherweight.technique import Context, Edits, Stage, Technique, setting
-from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.apart import layer_swaps
 from featherweight.techniques.recurrent import recurrent_swaps
 from featherweight.techniques.targets import untied
 from featherweight.techniques.tensor_forms import (
@@ -58,7 +58,7 @@ class FactorTensors(Technique):
         """Yield a Swap for each layer that can take the form, and before them one for each attention and recurrent layer."""
         types: tuple[type[nn.Module], ...] = (nn.Conv2d,)
         if self.form != "canonical":
-            yield from attention_swaps(model, context)
+            yield from layer_swaps(model, context)
             yield from recurrent_swaps(model, context)
             types = (nn.Linear, nn.Embedding) if self.form == "tensor_train" else (nn.Linear,)
         for path, layer in untied(model, context, *types):

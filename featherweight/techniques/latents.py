@@ -15,7 +15,7 @@ from featherweight.errors import RecipeError
 from featherweight.layers import QuantizedConv, QuantizedLayer, QuantizedLinear, SplitRecurrent
 from featherweight.modes import evaluating
 from featherweight.technique import Context, Edits
-from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.apart import layer_swaps
 from featherweight.techniques.guidance import Guidance
 from featherweight.techniques.observe import observe
 from featherweight.techniques.ranges import unsigned_grid
@@ -65,7 +65,7 @@ def train_quantized(
     Raises:
         RecipeError: zeros that must stay would become signs.
     """
-    yield from attention_swaps(model, context)
+    yield from layer_swaps(model, context)
     yield from recurrent_swaps(model, context)
     _record_float_inputs(model, context, widths)
     ends = _ends(model, context)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from featherweight.edits import Swap
 from featherweight.layers.plain import convolution_options
 from featherweight.technique import Context, Edits, Stage, Technique, setting
-from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.apart import layer_swaps
 from featherweight.techniques.factorizations import (
     Metric,
     composed,
@@ -85,7 +85,7 @@ class LowRank(Technique):
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap by layers in a row for each layer that gets smaller."""
-        yield from attention_swaps(model, context)
+        yield from layer_swaps(model, context)
         layers = {path: layer for path, layer in untied(model, context, *_LAYERS) if factorable(path, layer, context)}
         layers = self._without_heads(model, context, layers)
         found = self._metrics(model, context, layers)

@@ -18,7 +18,11 @@ _LAYERS = (
     nn.LSTM,
     nn.GRU,
     nn.RNN,
+    nn.LSTMCell,
+    nn.GRUCell,
+    nn.RNNCell,
     nn.Embedding,
+    nn.EmbeddingBag,
     nn.MultiheadAttention,
 )
 _INTERVAL = 0.01  # share of the rise after which the weights are ranked anew

@@ -11,7 +11,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import nn
 
 from featherweight.technique import Context, Edits, Stage, Technique, setting
-from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.apart import layer_swaps
 from featherweight.techniques.damage import damage_table
 from featherweight.techniques.recurrent import recurrent_moments, recurrent_swaps
 from featherweight.techniques.sequential import sequential_swaps
@@ -43,7 +43,7 @@ class MixPrecisions(Technique):
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap for each layer, and before them one for each attention and recurrent layer."""
-        yield from attention_swaps(model, context)
+        yield from layer_swaps(model, context)
         known = recurrent_moments(model, context, self.batches)
         yield from recurrent_swaps(model, context)
         layers = quantizable(model, context, max(WIDTHS), per_channel=True)

@@ -14,7 +14,7 @@ from featherweight.edits import Write, module_at
 from featherweight.layers import QuantizedLayer, SharedLayer
 from featherweight.layers.quantized import limit
 from featherweight.technique import Context, Edits, Stage, Technique, setting
-from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.apart import layer_swaps
 from featherweight.techniques.recurrent import recurrent_swaps
 from featherweight.techniques.swaps import quantizable, quantized_swap
 from featherweight.techniques.train import Training, fit
@@ -53,7 +53,7 @@ class PenalizeEntropy(Technique):
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap for each float layer, train in place, and yield one Write that says so."""
-        yield from attention_swaps(model, context)
+        yield from layer_swaps(model, context)
         yield from recurrent_swaps(model, context)
         for path, layer in quantizable(model, context, self.bits, self.per_channel):
             yield quantized_swap(path, layer, self.bits, self.per_channel)

@@ -15,7 +15,7 @@ from featherweight.edits import Edit, Write, named_tensors
 from featherweight.errors import ModelError
 from featherweight.graph import CoupledGroup, coupled_groups
 from featherweight.technique import Context, Edits, Stage, Technique, Untouched, setting
-from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.apart import layer_swaps
 from featherweight.techniques.cuts import Cluster, Remaining, keep_edit
 from featherweight.techniques.importance import FROM_DATA, KINDS, importance, within
 from featherweight.techniques.reconstruction import reconstructed
@@ -61,7 +61,7 @@ class PruneChannels(Technique):
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Keep for each set of coupled groups in scope that must be cut together, and a Write after it to refit."""
         if self.ratio:
-            yield from attention_swaps(model, context)
+            yield from layer_swaps(model, context)
         args, kwargs = as_call(example_inputs(context.data, context.device))
         try:
             groups, pinned = coupled_groups(model, args, kwargs, attention=self.attention)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from featherweight.edits import Swap, module_at
 from featherweight.layers.quantized import limit, round_mantissa, round_together, significant_bits
 from featherweight.technique import Context, Edits, Stage, Technique, setting
-from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.apart import layer_swaps
 from featherweight.techniques.compensated_rounding import damped, least_squares, moved_bias, rows_of
 from featherweight.techniques.moments import input_energy, inverse_factor
 from featherweight.techniques.paired import Pair
@@ -65,7 +65,7 @@ class QuantizeRateDistortion(Technique):
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap for each layer, and before them one for each attention and recurrent layer."""
-        yield from attention_swaps(model, context)
+        yield from layer_swaps(model, context)
         known = recurrent_moments(model, context, self.batches) if self.compensate else {}
         yield from recurrent_swaps(model, context)
         found = quantizable(model, context, 8, self.per_channel)

@@ -14,7 +14,7 @@ from featherweight.data import as_call, example_inputs
 from featherweight.errors import ModelError
 from featherweight.layers.recurrent import SplitLSTM
 from featherweight.technique import Context, Edits, Stage, Technique, setting
-from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.apart import layer_swaps
 from featherweight.techniques.damage import Damage
 from featherweight.techniques.guard import guarded
 from featherweight.techniques.observe import Observed, observe
@@ -79,7 +79,7 @@ class QuantizeStatic(Technique):
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap for each layer, with its grids, and before them one for each attention and recurrent layer."""
-        yield from attention_swaps(model, context)
+        yield from layer_swaps(model, context)
         known = recurrent_moments(model, context, self.batches) if self.rounding == "compensated" else {}
         yield from recurrent_swaps(model, context)
         layers = quantizable(model, context, self.weight_bits, per_channel=True)

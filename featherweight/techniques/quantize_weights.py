@@ -10,7 +10,7 @@ from torch import nn
 
 from featherweight.data import batches
 from featherweight.technique import Context, Edits, Stage, Technique, setting
-from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.apart import layer_swaps
 from featherweight.techniques.damage import Damage
 from featherweight.techniques.guard import guarded
 from featherweight.techniques.recurrent import recurrent_moments, recurrent_swaps
@@ -67,7 +67,7 @@ class QuantizeWeights(Technique):
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap for each layer, and before them one for each attention and recurrent layer."""
         per_channel = self.per_channel or self.group > 0
-        yield from attention_swaps(model, context)
+        yield from layer_swaps(model, context)
         compensated = self.rounding == "compensated"
         fitted = self._fitted(context) if compensated and self.tolerance else self.batches
         known = recurrent_moments(model, context, fitted) if compensated else {}

@@ -12,7 +12,7 @@ from featherweight.edits import Swap, Write
 from featherweight.layers.quantized import round_mantissa, round_together, significant_bits
 from featherweight.layers.shared import LEARNT, nearest
 from featherweight.technique import Context, Edits, Stage, Technique, setting
-from featherweight.techniques.attention import attention_swaps
+from featherweight.techniques.apart import layer_swaps
 from featherweight.techniques.clusters import entropy_constrained, kmeans
 from featherweight.techniques.recurrent import recurrent_swaps
 from featherweight.techniques.sensitivity import curvatures
@@ -61,7 +61,7 @@ class ShareWeights(Technique):
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap for each layer, train in place, and yield one Write that says so."""
-        yield from attention_swaps(model, context)
+        yield from layer_swaps(model, context)
         yield from recurrent_swaps(model, context)
         bits = (self.clusters - 1).bit_length()
         found = quantizable(model, context, bits, per_channel=False)
