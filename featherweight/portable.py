@@ -8,7 +8,6 @@ separately, to be stored with the weights.
 from __future__ import annotations
 
 import inspect
-import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from featherweight.integer_graph import shaped
 from featherweight.layers import looping
 from featherweight.layers.quantized import reference
 from featherweight.modes import evaluating
-from featherweight.trace import line_of, traceable
+from featherweight.trace import line_of, traceable, unlogged
 
 _LARGEST_CONSTANT = 64  # elements; anything larger in no state dict is stored with the weights
 _WEIGHT, _CONSTANT = "w", "c"
@@ -145,8 +144,8 @@ def export_program(model: nn.Module, data: Data) -> torch.export.ExportedProgram
     loose = {name: _dynamic(value, named.get(name, {}), torch.export.Dim.AUTO) for name, value in parameters.items()}
     attempts.append(loose if kwargs else tuple(_flat(loose.values())))
     reasons = []
-    for strict in (False, True):
-        for shapes in attempts:
+    for shapes in attempts:
+        for strict in (False, True):  # the strict tracer alone keeps `len(x)` a size that may change
             try:
                 with evaluating(model), traceable(strict, any_number=bool(named)), warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -186,22 +185,17 @@ def _unrolled(program: torch.export.ExportedProgram) -> torch.export.ExportedPro
 
 
 def _exported(program: torch.export.ExportedProgram) -> Any:
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns of torchvision, which is not wanted here
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.onnx.export(
-                program,
-                (),
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                custom_translation_table=_TRANSLATIONS,  # type: ignore[arg-type]
-            )
-    finally:
-        logger.setLevel(level)
+    # the exporter warns of torchvision, which is not wanted here
+    with unlogged("torch.onnx._internal.exporter._registration"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            custom_translation_table=_TRANSLATIONS,  # type: ignore[arg-type]
+        )
 
 
 def _reads(node: Any, state: Mapping[str, Tensor]) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -56,17 +57,31 @@ def traceable(strict: bool, trimmed: bool = True, any_number: bool = False) -> I
     """Run a block with layers that no tracer follows as graphs have them.
 
     Args:
-        strict: leave all as it is: a strict tracer looks into every function itself.
+        strict: leave all as it is, a strict tracer looks into every function itself; but it logs what it fails at, which is hidden.
         trimmed: as of `packed_graph.padded`.
         any_number: let recurrent layers take any number of steps.
     """
     with ExitStack() as stack:
-        if not strict:
+        if strict:
+            stack.enter_context(unlogged("torch._guards"))
+            stack.enter_context(unlogged("torch.fx.experimental.symbolic_shapes"))
+        else:
             stack.enter_context(over_rows())
             stack.enter_context(padded(trimmed))
-        if not strict and any_number:
-            stack.enter_context(any_steps())
+            stack.enter_context(any_steps() if any_number else nullcontext())
         yield
+
+
+@contextmanager
+def unlogged(name: str) -> Iterator[None]:
+    """Run a block without what a logger says."""
+    logger = logging.getLogger(name)
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 @contextmanager

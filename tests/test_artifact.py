@@ -117,6 +117,29 @@ class Named(nn.Module):
         return {"sum": self.left(left) + self.right(right), "left": self.left(left)}
 
 
+class Counting(nn.Module):
+    """A state that is made for as many samples as there are, counted by Python; or a number of them that is fixed."""
+
+    def __init__(self, fixed=False):
+        super().__init__()
+        self.cell, self.fixed = nn.GRUCell(4, 3), fixed
+
+    def forward(self, x):
+        state = self.cell(x, torch.zeros(len(x), 3))
+        return state.reshape(2, -1).reshape(2, 3) if self.fixed else state.view(int(x.shape[0]), -1)
+
+
+def test_samples_that_are_counted_by_python_may_be_any_number(capfd):
+    model, x = Counting().eval(), torch.randn(5, 4)
+    graph = export_graph(model, Data(example=x[:2]))
+    ours = package(model, [], {}, graph).run((x,))[0]
+    torch.testing.assert_close(torch.from_numpy(ours), model(x))
+    fixed = Counting(fixed=True).eval()
+    ours = package(fixed, [], {}, export_graph(fixed, Data(example=x[:2]))).run((x[:2],))[0]
+    torch.testing.assert_close(torch.from_numpy(ours), fixed(x[:2]))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_inputs_by_name_position_and_array():
     model, example = randomise(Named(), 0), {"left": torch.ones(1, 3), "right": torch.ones(1, 4)}
     artifact = package(model, [], {}, export_graph(model, Data(example=example)))

@@ -125,7 +125,10 @@ def merge(call: Call, values: Sequence[Value], rank: int) -> Line:
     free where that operand has size 1 (it is broadcast) or is blank, and fixed where it has full size: a layer that varies
     along other dimensions too, as a view into heads does, can still shrink along those.
     """
-    shapes = [(1,) * rank if value.blank else (1,) * (rank - len(value.shape)) + value.shape for value in values]
+    shapes = [
+        (1,) * rank if value.blank and call.name != "copy" else (1,) * (rank - len(value.shape)) + value.shape
+        for value in values
+    ]
     lines = [[layer.reshape((1,) * (rank - layer.ndim) + layer.shape) for layer in value.layers] for value in values]
     merged: Line = []
     for i, line in enumerate(lines):
