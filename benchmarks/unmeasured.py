@@ -25,7 +25,7 @@ MINUTES = {
     "quantization.export.unexplained": ("quantization_export.py", 30),
     **{f"lowrank.{figure}": ("lowrank_sweep.py", 230) for figure in ("whitened_over_plain", "allocated_over_uniform")},
     "distillation.unlabelled.recovery": ("distillation_unlabelled.py", 40),
-    **{f"distillation.sets.{figure}": ("distillation_table.py", 600) for figure in ("soft_targets", "best_other")},
+    **{f"distillation.sets.{figure}": ("distillation_table.py", 350) for figure in ("soft_targets", "best_other")},
     **{f"bytes.{network}.over_nncodec": ("bytes_rdoq.py", 200) for network in ("resnet56", "vgg19", "minilm")},
     **{f"bytes.{figure}.saving": ("bytes_rdoq.py", 200) for figure in ("rdoq", "cerwu")},
     "bytes.vgg19.ptq.ratio": ("bytes_rdoq.py --networks vgg19", 80),
