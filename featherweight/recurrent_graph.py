@@ -1,7 +1,7 @@
 """Recurrent layers in a graph: over any number of steps, and as one operator a layer for plain ones too.
 
 PyTorch's tracer walks through the steps of a recurrent layer, and so holds their number fixed; and its ONNX exporter writes out every
-step of `nn.RNN`. `any_steps` has a recurrent layer pass as one operator of which the shapes are known, and ONNX has one for each.
+step of `nn.RNN`. `AnySteps` has a recurrent layer pass as one operator of which the shapes are known, and ONNX has one for each.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def _(
     return [input.new_empty(*input.shape[:2], units), *(torch.empty_like(state) for state in hx)]
 
 
-class any_steps(TorchFunctionMode):  # noqa: N801, it is used as a function is
-    """Run a block, such as an export, with recurrent layers as operators over any number of steps."""
+class AnySteps(TorchFunctionMode):
+    """While it is entered, recurrent layers are operators over any number of steps."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Take the place of PyTorch's own, but for layers with projections and packed sequences."""

@@ -22,7 +22,7 @@ from featherweight.errors import ModelError
 from featherweight.layers.bags import over_rows
 from featherweight.modes import evaluating
 from featherweight.packed_graph import padded
-from featherweight.recurrent_graph import any_steps
+from featherweight.recurrent_graph import AnySteps
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> ExportedProgram:
@@ -68,7 +68,7 @@ def traceable(strict: bool, trimmed: bool = True, any_number: bool = False) -> I
         else:
             stack.enter_context(over_rows())
             stack.enter_context(padded(trimmed))
-            stack.enter_context(any_steps() if any_number else nullcontext())
+            stack.enter_context(AnySteps() if any_number else nullcontext())
         yield
 
 

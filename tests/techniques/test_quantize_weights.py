@@ -199,8 +199,8 @@ def agrees_in_onnx_runtime(output, edits, fresh, example, more, folder):
         (lambda: nn.LSTM(10, 16, 2, batch_first=True), "LSTM"),
         (lambda: nn.LSTM(10, 16, batch_first=True, bidirectional=True, bias=False), "LSTM"),
         (lambda: nn.GRU(10, 16, 2, batch_first=True, bidirectional=True, dropout=0.3), "GRU"),
-        (lambda: nn.RNN(10, 16, 2, batch_first=True), "Tanh"),
-        (lambda: nn.RNN(10, 16, batch_first=True, nonlinearity="relu"), "Relu"),
+        (lambda: nn.RNN(10, 16, 2, batch_first=True), "RNN"),
+        (lambda: nn.RNN(10, 16, batch_first=True, nonlinearity="relu"), "RNN"),
     ],
 )
 def test_recurrent_layers_run_as_their_kernels(layer, node, bits, tmp_path):
