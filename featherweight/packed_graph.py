@@ -100,7 +100,7 @@ class _Padded(TorchFunctionMode):
         inside = torch.arange(longest)[:, None] < lengths
         kept = steps[:longest]
         values = torch.where(inside.reshape(*inside.shape, *[1] * (steps.dim() - 2)), kept, value)
-        if total is not longest and str(total) != str(longest):  # comparing them would ask what no trace knows
+        if str(total) != str(longest):  # comparing them would ask what no trace knows
             values = torch.cat([values, values.new_full((total - longest, *values.shape[1:]), value)])
         return values.transpose(0, 1) if batch_first else values, lengths
 

@@ -49,10 +49,8 @@ class EmbeddingBag(nn.Module):
 def over_rows() -> Iterator[None]:
     """Run a block, such as an export, with every `nn.EmbeddingBag` as rows that are looked up and pooled, which graphs have."""
 
-    def forward(self: nn.EmbeddingBag, input: Tensor, *rest: Tensor | None, **named: Tensor | None) -> Tensor:
-        parts: dict[str, Any] = {**dict(zip(("offsets", "per_sample_weights"), rest, strict=False)), **named}
-        rows = F.embedding(input, self.weight)
-        return _pooled(self, rows, input, parts.get("offsets"), parts.get("per_sample_weights"))
+    def forward(self: nn.EmbeddingBag, input: Tensor, offsets: Any = None, per_sample_weights: Any = None) -> Tensor:
+        return _pooled(self, F.embedding(input, self.weight), input, offsets, per_sample_weights)
 
     before = nn.EmbeddingBag.forward
     try:
