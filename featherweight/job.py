@@ -28,6 +28,7 @@ from featherweight.errors import BudgetError, FeatherweightError, RecipeError
 from featherweight.latency import latencies
 from featherweight.latency_table import LatencyTable
 from featherweight.measurement import Measurement
+from featherweight.modes import answering
 from featherweight.portable import Graph, assemble, export_graph
 from featherweight.preflight import Request, open_workspace, opened
 from featherweight.running import run
@@ -125,7 +126,7 @@ class Job:
                 data=complete_data,
                 notes=notes if request.clock is None else (*notes, request.clock.note),
                 request=request,
-                teacher=copy.deepcopy(model if teacher is None else teacher).to(request.device).eval(),
+                teacher=answering(model if teacher is None else teacher, request.device),
                 workspace=workspace,
                 temporary=temporary,
                 table=table,

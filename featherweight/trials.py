@@ -22,6 +22,7 @@ from featherweight.job import MARGIN
 from featherweight.latency import one_thread
 from featherweight.latency_table import LatencyTable
 from featherweight.measurement import peak_bytes, structure
+from featherweight.modes import answering
 from featherweight.portable import assemble, export_graph
 from featherweight.preflight import opened
 from featherweight.recipe_files import recipe_from_json
@@ -107,7 +108,7 @@ class Bench:
         self.metrics = frozenset(metrics)
         with one_thread():
             self.model, self.data, _ = opened(found.model, found.data)
-            self.teacher = copy.deepcopy(self.model).to(self.device).eval()
+            self.teacher = answering(self.model, self.device)
             self.score = evaluate(self.model, self.data, "validate")
             self.whole = assemble(export_graph(self.model, self.data), self.model.state_dict())
             self.table = LatencyTable(None)
