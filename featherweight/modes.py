@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+_LAYERS = ("torch.", "featherweight.layers.")
 
 
 @contextmanager
@@ -16,12 +18,31 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     Overridden `eval` and `train` methods are not called, since they may do more than set the mode.
     """
+    with _modes(model, lambda _: False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def branching(model: nn.Module) -> Iterator[None]:
+    """Run a block without gradients where forwards go the way that they go in training, and layers of PyTorch stay in evaluation mode.
+
+    So statistics stay, nothing is dropped, and what a forward asks `self.training` for can be seen. Random draws leave no trace.
+    """
+    with (
+        _modes(model, lambda module: not type(module).__module__.startswith(_LAYERS)),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+    ):
+        yield
+
+
+@contextmanager
+def _modes(model: nn.Module, trains: Callable[[nn.Module], bool]) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in modes:
-            module.training = False
-        with torch.no_grad():
-            yield
+            module.training = trains(module)
+        yield
     finally:
         for module, training in modes:
             module.training = training

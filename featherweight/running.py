@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,10 +15,11 @@ from featherweight.data import Inputs, describe, example_inputs, forward, tensor
 from featherweight.edits import Edit, Keep, Swap, apply, module_at, private_copy
 from featherweight.errors import FeatherweightError, ModelError, RecipeError
 from featherweight.masking import masked
-from featherweight.modes import evaluating
+from featherweight.modes import branching, evaluating
 from featherweight.sizes import alternatives
 from featherweight.technique import Context, Technique
 
+Mode = Callable[[nn.Module], AbstractContextManager[None]]
 MASKED_TOLERANCE = 1e-3
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
@@ -35,8 +38,8 @@ class Outcome:
 def run(technique: Technique, model: nn.Module, context: Context) -> Outcome:
     """Apply a technique to a private copy of the model, checking the forward after each edit.
 
-    An edit after which the model no longer runs, gives another output structure, or (for a cut) differs from the model
-    with the removed slices zeroed, is undone; the technique is told, and `context.untouched` says why.
+    An edit after which the model no longer runs or gives another output structure is undone, and so is a cut that differs from
+    the model with the removed slices zeroed, or runs no longer in training; the technique is told, and `context.untouched` says why.
 
     Args:
         technique: a step or a recipe.
@@ -111,6 +114,7 @@ def _checked_apply(
 ) -> Edit | None:
     """Apply an edit, or a variant of it, and return what stayed; None after undoing it."""
     reference = _reference(model, edit, inputs) if isinstance(edit, Keep) else None
+    branches = reference is not None and calls.branches
     reason = ""
     for variant in (edit, *alternatives(model, edit)) if isinstance(edit, Keep) else (edit,):
         try:
@@ -119,6 +123,8 @@ def _checked_apply(
             reason = reason or str(error)
             break
         wrong = _what_is_wrong(model, (variant,), inputs, expected, calls, reference)
+        if branches and not wrong:
+            wrong = _why_it_cannot_train(model, inputs)
         if not wrong:
             context.sparse.update(getattr(variant, "sparse", ()))
             return variant
@@ -158,6 +164,15 @@ def _what_is_wrong(
     return ""
 
 
+def _why_it_cannot_train(model: nn.Module, inputs: Inputs) -> str:
+    """Return why the forward fails where it goes the way that it goes in training, or an empty string."""
+    try:
+        _try_forward(model, inputs, "in training, after the change", branching)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
 class _Calls:
     """Runs the model after a change, and knows which modules the forward calls, from hooks where a Swap has put new ones.
 
@@ -167,6 +182,19 @@ class _Calls:
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.model, self.inputs = model, inputs
         self.known: set[str] | None = None
+
+    @cached_property
+    def branches(self) -> bool:
+        """Whether the forward does something else in training than in evaluation, beside what layers do, as it was when first asked.
+
+        Structure that only training sees is none that a cut knows: the half of an autoencoder's variances, an auxiliary head.
+        """
+        try:
+            trained = _try_forward(self.model, self.inputs, "in training", branching)
+        except ModelError:
+            return False
+        plain = _try_forward(self.model, self.inputs, "before any change")
+        return _shape_of(trained) != _shape_of(plain) or not all(map(torch.equal, tensors(trained), tensors(plain)))
 
     def checked(self, paths: list[str]) -> tuple[Any, list[str]]:
         """Return the output, and which of these paths the forward does not call, after Swaps there.
@@ -218,8 +246,8 @@ def _reference(model: nn.Module, edit: Keep, inputs: Inputs) -> list[Tensor] | N
         return None
 
 
-def _try_forward(model: nn.Module, inputs: Inputs, when: str) -> Any:
-    with evaluating(model):
+def _try_forward(model: nn.Module, inputs: Inputs, when: str, mode: Mode = evaluating) -> Any:
+    with mode(model):
         try:
             return forward(model, inputs)
         except FeatherweightError:

@@ -27,6 +27,7 @@ from featherweight.running import Outcome, run
 from featherweight.scoring import loss_function
 from featherweight.technique import Context, Edits, Recipe, Stage, Technique
 from featherweight.techniques import ReestimateNorms
+from featherweight.techniques.autocasting import Autocast
 from featherweight.techniques.blocks import residual_blocks
 from featherweight.techniques.cuts import Cluster, clusters, keep_edit
 from featherweight.techniques.imitation import imitation, output_kind
@@ -242,19 +243,20 @@ class Supernet:
         """
         data, task = self.context.data, loss_function(self.context.data)
         kind, teacher = output_kind(data.loss), self.context.teacher
+        autocast = Autocast(self.model, self.context.device)
 
         def step(model: nn.Module, batch: Any) -> Tensor:
             inputs, target = batch
-            output = forward(model, inputs)
+            output = autocast.run(forward, model, inputs)
             wanted = select_output(output, data.output)
             loss = task(output, target) if target is not None else wanted.new_zeros(())
             if teacher is not None:
                 with torch.no_grad():
-                    taught = select_output(forward(teacher, inputs), data.output)
+                    taught = select_output(autocast.run(forward, teacher, inputs), data.output)
                 loss = loss + imitation(wanted, taught, kind, temperature)
             draw = random.Random(int(torch.randint(2**31, ())))  # noqa: S311 - the loop seeds torch for each epoch
             for subnet in (self.smallest, *(self.sampled(draw) for _ in range(samples))):
-                given = select_output(self.forward(subnet, inputs), data.output)
+                given = select_output(autocast.run(self.forward, subnet, inputs), data.output)
                 loss = loss + imitation(given, wanted.detach(), kind, temperature)
             return loss
 

@@ -91,6 +91,48 @@ def test_a_cut_that_is_not_sound_is_refused():
     assert output[0].weight.shape == (4, 3)
 
 
+class Varies(nn.Module):
+    """A variational bottleneck: the variances are read in training alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean, self.variance, self.out = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        code = self.mean(x)
+        if self.training:
+            code = code + torch.randn_like(code) * self.variance(x).exp()
+        return self.out(code)
+
+
+def test_a_cut_that_fails_in_training_is_refused():
+    model, drawn = Varies(), torch.get_rng_state()
+    half = (0, 1)
+    cut = Keep((Cut("mean.weight", 0, half), Cut("mean.bias", 0, half), Cut("out.weight", 1, half)))
+    output, kept, told, context = try_edits(model, torch.ones(1, 3), cut)
+    assert (kept, told) == ([], [False])
+    assert "in training" in context.untouched[0].reason
+    assert output.mean.weight.shape == (4, 3)
+    assert output.training
+    assert torch.equal(torch.get_rng_state(), drawn)
+    whole = Keep((*cut.cuts, Cut("variance.weight", 0, half), Cut("variance.bias", 0, half)))
+    output, kept, _, _ = try_edits(model, torch.ones(1, 3), whole)
+    assert kept == [whole]
+    assert output.train()(torch.ones(5, 3)).shape == (5, 2)
+
+
+def test_a_model_that_runs_only_in_evaluation_can_be_cut():
+    class Asks(Fixed):
+        def forward(self, x):
+            if self.training:
+                raise ValueError("targets are needed")
+            return self.b(self.a(x))
+
+    half = tuple(range(4))
+    cut = Keep((Cut("a.weight", 0, half), Cut("a.bias", 0, half), Cut("b.weight", 1, half)))
+    assert try_edits(Asks(), torch.ones(1, 3), cut)[1] == [cut]
+
+
 def test_another_output_shape_is_refused():
     swap = Swap("0", "linear", {"in_features": 3, "out_features": 5})
     _, _, told, context = try_edits(nn.Sequential(nn.Linear(3, 4)), torch.ones(1, 3), swap)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featherweight.data import example_inputs, forward, rebuild, select_output
-from featherweight.data import tensors as all_tensors
-from featherweight.errors import DataError, RecipeError
+from featherweight.data import example_inputs, forward, select_output
+from featherweight.errors import DataError
 from featherweight.scoring import loss_function
 from featherweight.technique import Context
+from featherweight.techniques.autocasting import Autocast
 from featherweight.techniques.imitation import imitation, output_kind
 from featherweight.techniques.matching import Matching, Term, captured, terms
 from featherweight.techniques.seeding import seeded
 
-_PRECISION = "FEATHERWEIGHT_TRAINING"  # the environment variable that decides instead of the device
 _DKD_WARM_UP = 1 / 12  # of the training, as 20 of 240 epochs in the paper
 
 
@@ -62,7 +60,7 @@ class Lesson:
         self._terms = terms(guidance.loss)
         self._matching = _matching(self._terms, model, context)
         self._balance = nn.Parameter(torch.tensor(share, device=context.device).logit(eps=0.01))
-        self._bfloat16 = _in_bfloat16(model, context.device)
+        self._autocast = Autocast(model, context.device)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what is trained beside the model and dropped afterwards, by name."""
@@ -84,10 +82,8 @@ class Lesson:
         context = self._context
         if context.data.step is not None:
             return context.data.step(self._model, (inputs, target))
-        with captured(self._model, self._matching.student_paths) as seen, self._autocast():
-            output = forward(self._model, inputs)
-        if self._bfloat16:
-            output = rebuild(output, [value.float() for value in all_tensors(output)])
+        with captured(self._model, self._matching.student_paths) as seen:
+            output = self._autocast.run(forward, self._model, inputs)
         if target is not None and context.teacher is None:
             return self._task(output, target)
         if target is None:
@@ -95,9 +91,6 @@ class Lesson:
         share = self._weight(done)
         loss = self._task(output, target) * (1 - share) if share < 1 else torch.zeros((), device=context.device)
         return loss + share * self._imitated(inputs, output, target, seen, done) if share > 0 else loss
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._context.device.type, torch.bfloat16, enabled=self._bfloat16)
 
     def _weight(self, done: float) -> float | Tensor:
         """The weight of the teacher's part now."""
@@ -113,8 +106,8 @@ class Lesson:
         context, teacher = self._context, self._context.teacher
         if teacher is None:
             raise DataError("Data.train has no targets and there is no teacher: healing needs one of them")
-        with torch.no_grad(), captured(teacher, self._matching.teacher_paths) as wanted_seen, self._autocast():
-            wanted = forward(teacher, inputs)
+        with torch.no_grad(), captured(teacher, self._matching.teacher_paths) as wanted_seen:
+            wanted = self._autocast.run(forward, teacher, inputs)
         student, followed = (select_output(part, context.data.output).float() for part in (output, wanted))
         loss = self._matching(seen, wanted_seen) if self._matching.pairs else student.new_zeros(())
         kind = output_kind(context.data.loss)
@@ -142,32 +135,3 @@ def _matching(found: tuple[Term, ...], model: nn.Module, context: Context) -> Ma
     inputs = example_inputs(context.data, context.device) if points else ()
     with seeded(context.draw("projections")):
         return Matching(points, model, teacher, inputs)
-
-
-def _in_bfloat16(model: nn.Module, device: torch.device) -> bool:
-    """Whether forward passes of a training are to be in bfloat16: as the environment says, otherwise where it pays.
-
-    Raises:
-        RecipeError: the environment names no such precision.
-    """
-    asked = os.environ.get(_PRECISION, "auto")
-    if asked not in ("auto", "float32", "bfloat16"):
-        raise RecipeError(f"{_PRECISION} is {asked!r}; it may be auto, float32 or bfloat16")
-    return asked == "bfloat16" or (asked == "auto" and _mixed_precision_pays(model, device))
-
-
-def _mixed_precision_pays(model: nn.Module, device: torch.device) -> bool:
-    """Whether bfloat16 trains faster: on GPUs, on CPUs with matrix units, and where convolutions lie channels-last.
-
-    With plain AVX-512, ResNet-56 and VGG-19 gained 1.5 times laid out like this, and everything else lost.
-    """
-    if device.type != "cpu":
-        return device.type == "cuda"
-    can = torch.cpu.get_capabilities()
-    if can.get("amx_bf16", False):
-        return True
-    last = torch.channels_last
-    lies = any(
-        p.dim() == 4 and p.is_contiguous(memory_format=last) and not p.is_contiguous() for p in model.parameters()
-    )
-    return lies and bool(can.get("avx512_bf16", False))
