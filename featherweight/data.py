@@ -38,7 +38,7 @@ class Data:
         score: `"accuracy"`, `"binary_accuracy"`, `"mse"`, `"mae"`, or a callable `(output, target) -> tensor`, one value a sample
             or a mean; higher is better unless wrapped in `lower(...)`.
         step: `(model, batch) -> loss`, in place of `loss`, for losses that need more than output and target.
-        output: which part of a structured output the loss and the score see: an index, a key or a callable.
+        output: which part of a structured output the loss and the score see: an index, a key, a field or a callable.
         dynamic: names of further dynamic dimensions, for example `{"tokens": {1: "time"}}`.
     """
 
@@ -152,22 +152,26 @@ def rebuild(template: Any, values: Sequence[Tensor]) -> Any:
 
 
 def select_output(output: Any, choice: int | str | Callable[[Any], Tensor] | None) -> Tensor:
-    """Return the part of a model's output that the loss and the score see.
+    """Return the part of a model's output that the loss and the score see; an output that is one tensor is that part.
+
+    So `0` or `"logits"` also does for a network that returns its auxiliary heads in training alone.
 
     Raises:
         DataError: the output has several parts and no `output=` was given, or the choice is not in it.
     """
     if callable(choice):
         return choice(output)
+    if isinstance(output, Tensor):
+        return output
     if choice is not None:
         try:
+            if isinstance(choice, str) and isinstance(output, tuple):
+                return getattr(output, choice)  # type: ignore[no-any-return]
             return output[choice]  # type: ignore[no-any-return]
-        except (KeyError, IndexError, TypeError) as error:
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise DataError(
                 f"Data(output={choice!r}): the model returned {describe(output)}, which has no such part"
             ) from error
-    if isinstance(output, Tensor):
-        return output
     raise DataError(
         f"the model returned {describe(output)} and the loss and the score take one tensor: "
         "name the part to use with Data(output=0), Data(output='logits') or a callable"

@@ -1,5 +1,7 @@
 """Data: what is read, what is refused, and how splits are made."""
 
+from collections import namedtuple
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -83,6 +85,9 @@ def test_outputs_of_several_parts():
     assert select_output(output, 1) is output[1]
     assert select_output({"logits": output[0]}, "logits") is output[0]
     assert select_output(output, lambda parts: parts[0]) is output[0]
+    assert select_output(namedtuple("Output", "logits aux")(*output), "logits") is output[0]
+    for choice in (0, "logits"):
+        assert select_output(output[0], choice) is output[0]
     for choice in (2, "logits"):
         with pytest.raises(DataError, match=f"output={choice!r}"):
             select_output(output, choice)
