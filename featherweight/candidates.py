@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 from torch import nn
 
 from featherweight import measurement as measuring
 from featherweight.allocation import EIGHTHS, PREPARED, Tables, tables_of, with_seconds
 from featherweight.contest import Contest
+from featherweight.errors import DivergedError
 from featherweight.job import MARGIN, Job, Result, file_floor
 from featherweight.mixes import MIXES
 from featherweight.portable import assemble
@@ -127,11 +129,19 @@ class Candidates:
         )
 
     def trial(self, strength: Strength, mix: str) -> Trial:
-        """Train and score the candidate of a strength and mix."""
+        """Train and score the candidate of a strength and mix, slower where the loss stops being finite.
+
+        Raises:
+            DivergedError: it does so at the slowest learning rates.
+        """
         job, begin = self.job, time.perf_counter()
         recipe = self.contest.recipe(strength, mix)
-        # the only trial is the file: it is measured step by step at once
-        result = job.execute(recipe, by_user=False, measure=self.budget.limit("drop") is None)
+        try:  # the only trial is the file: it is measured step by step at once
+            result = job.execute(recipe, by_user=False, measure=self.budget.limit("drop") is None)
+        except DivergedError as diverged:
+            if isinstance(self.contest, Untrained):
+                raise
+            return self.trial(replace(strength, pace=self.contest.slow_down(diverged)), mix)
         size = job.size(result)
         score = result.score or evaluate(result.model, job.data, "validate", job.request.device)
         drop, error = job.score.drop(score), job.score.drop_error(score)

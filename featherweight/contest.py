@@ -9,7 +9,7 @@ from typing import Any
 
 from featherweight.allocation import Tables
 from featherweight.allocation.truth import Reference
-from featherweight.errors import ModelError
+from featherweight.errors import DivergedError
 from featherweight.job import Job, Result
 from featherweight.mixes import MIXES, UNIFORM, Mix, drawn, mixed
 from featherweight.search import FULL, ROOM, SHORT, Strength
@@ -55,23 +55,46 @@ class Contest:
 
         The best is the one whose training ends nearest to the original's outputs on validation data. All mixes are trained
         shorter than a trial; the better half of them longer, and so on, each corrected by what its file was over the limit or left.
-        Before, short trainings of one of them choose the learning rates for all.
+        Before, short trainings of one of them choose the learning rates for all; where a loss stops being finite, slower ones are taken.
+
+        Raises:
+            DivergedError: it does so at the slowest.
         """
         if self._best is None:
             self._pace = self._slowed(strength)
-            strength = dataclasses.replace(strength, pace=self._pace)
-            running = dict.fromkeys(self._entrants(strength), strength)
-            rungs, steps = self._rungs(strength), self._steps(strength)
-            for times, several in rungs:
-                told: dict[str, float] = {}
-                for name, own in running.items():
-                    told[name], result = self._heal(own.shorter(times), name, steps)
-                    running[name] = self._resized(own, result, fills=len(rungs) > 1)
-                better = sorted(told, key=told.__getitem__)[: math.ceil(len(told) / several)]
-                running = {name: running[name] for name in better}
-            self._best = next(iter(running))
-            return self._best, running[self._best]
+        while self._best is None:
+            try:
+                self._best, strength = self._compared(dataclasses.replace(strength, pace=self._pace))
+            except DivergedError as error:
+                self.slow_down(error)
         return self._best, dataclasses.replace(strength, pace=self._pace)
+
+    def slow_down(self, error: DivergedError) -> float:
+        """Choose the next slower learning rates for all that is trained from now on, and return their factor.
+
+        Raises:
+            DivergedError: there are none.
+        """
+        slower = [pace for pace in _PACES if pace < self._pace]
+        if not slower:
+            raise error
+        self._pace = slower[0]
+        self._job.progress(f"{error}: all learning rates become {self._pace:g} of the usual ones", 1.0)
+        return self._pace
+
+    def _compared(self, strength: Strength) -> tuple[str, Strength]:
+        """The mix that heals best, and its strength."""
+        running = dict.fromkeys(self._entrants(strength), strength)
+        rungs, steps = self._rungs(strength), self._steps(strength)
+        for times, several in rungs:
+            told: dict[str, float] = {}
+            for name, own in running.items():
+                told[name], result = self._heal(own.shorter(times), name, steps)
+                running[name] = self._resized(own, result, fills=len(rungs) > 1)
+            better = sorted(told, key=told.__getitem__)[: math.ceil(len(told) / several)]
+            running = {name: running[name] for name in better}
+        best = next(iter(running))
+        return best, running[best]
 
     def _slowed(self, strength: Strength) -> float:
         """The factor on the usual learning rates whose training ends nearest to the original; 1 where none is clearly nearer.
@@ -84,7 +107,7 @@ class Contest:
             about = f"learning rate {own.healing.rate:g}"
             try:
                 told[pace], _ = self._heal(own, next(iter(MIXES)), self._steps(strength), about)
-            except ModelError:  # the loss stopped being finite
+            except DivergedError:
                 told[pace] = math.inf
             if told[pace] > min(told.values()):
                 break

@@ -4,6 +4,7 @@ FeatherweightError
  ├ DataError      the data cannot be used so (loader, batch, shape or value in the message)
  ├ RecipeError    the request makes no sense (unknown name, value out of range, wrong order, path that matches nothing)
  ├ ModelError     this model cannot be edited or run so (path, type and shape in the message)
+ │  └ DivergedError  its training did (epoch, batch and learning rate in the message)
  ├ BudgetError    the budget cannot be read, or nothing met it (then it carries the closest artifact)
  ├ ArtifactError  the file is damaged, foreign or of another version, or cannot be written
  └ ExportError    the runtime cannot express the model, disagrees with it, or is not installed (the message has the pip line)
@@ -30,6 +31,10 @@ class RecipeError(FeatherweightError):
 
 class ModelError(FeatherweightError):
     """The model cannot be edited or run so: the message names the path, the type and the shape."""
+
+
+class DivergedError(ModelError):
+    """The loss of a training stopped being finite: the message names the epoch, the batch and the learning rate."""
 
 
 class BudgetError(FeatherweightError):

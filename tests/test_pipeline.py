@@ -4,14 +4,16 @@ import copy
 import json
 import math
 import os
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.data import DataLoader, TensorDataset
 
 from featherweight import job
@@ -254,11 +256,13 @@ def test_dict_inputs_and_a_tuple_of_outputs(clusters, tmp_path):
         assert torch.allclose(expected, torch.from_numpy(found), atol=1e-4)
 
 
-def test_weights_that_are_computed_anew_are_baked_and_the_file_fits_the_class(clusters, tmp_path):
+@pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
+def test_weights_that_are_computed_anew_are_baked_and_the_file_fits_the_class(clusters, tmp_path, norm):
     def normed():
+        torch.manual_seed(0)
         model = copy.deepcopy(clusters.model)
-        weight_norm(model.inner[0])
-        return model
+        norm(model.inner[0])
+        return model.eval()
 
     model, path = normed(), tmp_path / "model.fw"
     artifact = compress(model, clusters.data, "size<=60%", trials=1, epochs=2, out=path)
@@ -516,6 +520,23 @@ def test_a_trial_that_holds_after_a_short_training_is_not_trained_longer(cluster
     artifact, passes = searched(clusters, "size<=60%, drop<=0pt", epochs=12, trials=1)
     assert len(passes) >= 12
     assert "epochs=8" in artifact.report.trials[0]["recipe"]
+
+
+@pytest.mark.parametrize("epochs", [2, 8])  # seen by the trial, and by the first short training
+def test_a_learning_rate_at_which_the_loss_is_not_finite_is_not_taken(clusters, epochs):
+    before = weakref.WeakKeyDictionary()
+
+    def step(model, batch):
+        inputs, labels = batch
+        bias, known = model.head.bias.detach().clone(), before.get(model)
+        before[model] = bias
+        leapt = known is not None and float((bias - known).abs().max()) > 1e-3
+        return F.cross_entropy(model(inputs), labels) * (math.inf if leapt else 1)
+
+    artifact = compress(clusters.model, replace(clusters.data, step=step), "size<=60%", trials=1, epochs=epochs)
+    recipe = recipe_from_json(artifact.facts["recipe"])
+    assert {trained.learning_rate for trained in recipe.steps if hasattr(trained, "learning_rate")} == {5e-4, 2.5e-4}
+    assert artifact.report.verdict["met"]
 
 
 def test_candidates_of_one_structure_are_cut_once_and_are_what_they_would_be_alone(clusters, monkeypatch):

@@ -101,6 +101,8 @@ def test_predictions_follow_the_ratios_between_those_tried():
     """True over predicted is 2 at 1 and 8 at 4; at 2, half way between on logarithmic scales, it is 4."""
     assert corrected([0.0, 1.0, 2.0, 4.0, 8.0], {1: 2.0, 3: 32.0}) == pytest.approx([0, 2, 8, 32, 64])
     assert corrected([0.0, 1.0], {}) == [0.0, 1.0]
+    assert corrected([0.0, 1.0, 2.0, 4.0], {1: 2.0, 3: math.inf}) == pytest.approx([0, 2, 2 * 1000**0.5, 2000])
+    assert corrected([4e-322, 8e-322], {0: 0.0}) == pytest.approx([1e-12, 2e-12], rel=1e-2)
 
 
 def test_the_reference_is_a_divergence_in_nats(context):
@@ -115,6 +117,7 @@ def test_the_reference_is_a_divergence_in_nats(context):
     assert not model.bias.any()
     with pytest.raises(DataError, match="calibrate"):
         Reference(model, Context(data=Data(example=torch.ones(1, 20), calibrate=[])), 10)
+    assert reference.changed(model, {"weight": torch.full((2, 20), torch.nan)}) == math.inf
 
 
 def test_only_what_nothing_beats_is_offered():

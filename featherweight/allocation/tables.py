@@ -54,6 +54,7 @@ _SCALE_BYTES = 2.0
 _ENOUGH = 2048  # values that a step is chosen by
 _MOST_MACS = 1e12  # of all true evaluations together
 _FEWEST, _MOST = 32, 2048  # samples of each of them
+_RUIN = 1e3  # times the worst that can be told in nats, where outputs are no numbers any more
 _FACTORED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SPLIT = (MultiHeadAttention, RecurrentCell, EmbeddingBag)  # what `split_layers` makes
 
@@ -207,15 +208,18 @@ def corrected(predicted: Sequence[float], true: Mapping[int, float]) -> list[flo
 
     Args:
         predicted: by strength, from mild to strong, at least 0 and never falling.
-        true: what some of them are, by place.
+        true: what some of them are, by place; what is infinite counts as far more than all others.
     """
     known = [at for at in sorted(true) if predicted[at] > 0]
     if not known:
         return list(predicted)
+    ruin = _RUIN * max([1.0, *filter(math.isfinite, true.values())])
     places = [math.log(predicted[at]) for at in known]
-    ratios = [math.log(max(true[at], 1e-12) / predicted[at]) for at in known]
+    # differences of logarithms: of what the outputs hardly feel, a ratio would be no number any more
+    ratios = [math.log(min(max(true[at], 1e-12), ruin)) - math.log(predicted[at]) for at in known]
     return [
-        value * math.exp(float(np.interp(math.log(value), places, ratios))) if value > 0 else 0.0 for value in predicted
+        math.exp(math.log(value) + float(np.interp(math.log(value), places, ratios))) if value > 0 else 0.0
+        for value in predicted
     ]
 
 

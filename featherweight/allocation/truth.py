@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -44,7 +45,7 @@ class Reference:
         self.wanted = list(self._outputs(model))
 
     def divergence(self, model: nn.Module) -> float:
-        """Return the mean divergence of a network from the reference, in nats, at least 0.
+        """Return the mean divergence of a network from the reference, in nats, at least 0; infinite where outputs are no numbers.
 
         Kullback and Leibler's for classes and for labels of yes or no; half the squared error, summed over the values of a
         sample, for values.
@@ -53,7 +54,7 @@ class Reference:
         for given, wanted in zip(self._outputs(model), self.wanted, strict=True):
             total += float(self._divergence(given, wanted))
             count += len(wanted)
-        return max(0.0, total / max(1, count))
+        return max(0.0, total / max(1, count)) if math.isfinite(total) else math.inf
 
     def changed(self, model: nn.Module, values: Mapping[str, Tensor]) -> float:
         """Return the divergence of the network with other values of some tensors; it comes back as it was."""

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from featherweight.data import batches
 from featherweight.data import tensors as all_tensors
 from featherweight.edits import named_tensors
-from featherweight.errors import ModelError
+from featherweight.errors import DivergedError
 from featherweight.layers import QuantizedLayer
 from featherweight.scoring import evaluate
 from featherweight.technique import Context
@@ -95,7 +95,8 @@ def fit(
     Raises:
         DataError: the training data is empty, has NaN, or its labels are out of range; or features are to be matched and
             there is no teacher.
-        ModelError: the loss stopped being finite, or features cannot be matched.
+        DivergedError: the loss stopped being finite.
+        ModelError: features cannot be matched.
     """
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer) and module.codes is not None]
     for layer in layers:
@@ -231,7 +232,7 @@ class _Loop:
                 loss = share(inputs, target, done)
                 whole = together.mean(loss)
                 if not bool(torch.isfinite(whole)):
-                    raise ModelError(
+                    raise DivergedError(
                         f"the loss became {whole.item()} at epoch {self.epoch + 1}, batch {index}: "
                         f"lower the learning rate (now {self.training.learning_rate}) or check the training targets"
                     )
