@@ -11,7 +11,6 @@ that is done is kept, so that it runs in several sittings; rows are written once
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import sys
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from typing import Any
 
 import cifar
 import speech
-import torch
 from bytes_lenet import NETWORKS as LENETS
 from networks import ResNet
 from originals import cache, device, original
@@ -29,6 +27,7 @@ from results import keep, kept, record
 from torch import Tensor, nn
 
 from featherweight import Context, Data, run
+from featherweight.modes import answering
 from featherweight.scoring import evaluate
 from featherweight.tasks import mnist
 from featherweight.techniques import Distill
@@ -136,9 +135,7 @@ def learnt(course: Course, student: str, method: str, rate: float, seed: int, pl
         temperature=4.0,
         loss=METHODS[method].format(relations=course.relations),
     )
-    # so a teacher that pools answers several times as fast
-    teacher = copy.deepcopy(teacher).to(device(), memory_format=torch.channels_last)
-    context = Context(data, teacher, device(), seed, workspace=cache() / NAME / place, report=_say)
+    context = Context(data, answering(teacher, device()), device(), seed, workspace=cache() / NAME / place, report=_say)
     model = run(technique, model, context).model.cpu()
     return {part: 100 * evaluate(model, data, part).value for part in ("validate", "test")}
 

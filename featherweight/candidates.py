@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
 
 from torch import nn
 
@@ -141,7 +140,7 @@ class Candidates:
         except DivergedError as diverged:
             if isinstance(self.contest, Untrained):
                 raise
-            return self.trial(replace(strength, pace=self.contest.slow_down(diverged)), mix)
+            return self.trial(self.contest.slower(strength, diverged), mix)
         size = job.size(result)
         score = result.score or evaluate(result.model, job.data, "validate", job.request.device)
         drop, error = job.score.drop(score), job.score.drop_error(score)

@@ -62,25 +62,30 @@ class Contest:
         """
         if self._best is None:
             self._pace = self._slowed(strength)
+            strength = dataclasses.replace(strength, pace=self._pace)
         while self._best is None:
             try:
-                self._best, strength = self._compared(dataclasses.replace(strength, pace=self._pace))
+                self._best, strength = self._compared(strength)
             except DivergedError as error:
-                self.slow_down(error)
+                strength = self.slower(strength, error)
         return self._best, dataclasses.replace(strength, pace=self._pace)
 
-    def slow_down(self, error: DivergedError) -> float:
-        """Choose the next slower learning rates for all that is trained from now on, and return their factor.
+    def slower(self, strength: Strength, error: DivergedError) -> Strength:
+        """Return a strength with the next slower learning rates, which all that is trained from now on has too.
+
+        Args:
+            strength: whose training diverged.
+            error: that said so.
 
         Raises:
             DivergedError: there are none.
         """
-        slower = [pace for pace in _PACES if pace < self._pace]
-        if not slower:
+        rates = [pace for pace in _PACES if pace < strength.pace]
+        if not rates:
             raise error
-        self._pace = slower[0]
+        self._pace = rates[0]
         self._job.progress(f"{error}: all learning rates become {self._pace:g} of the usual ones", 1.0)
-        return self._pace
+        return dataclasses.replace(strength, pace=self._pace)
 
     def _compared(self, strength: Strength) -> tuple[str, Strength]:
         """The mix that heals best, and its strength."""
