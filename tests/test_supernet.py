@@ -95,6 +95,20 @@ def test_training_makes_the_small_ones_work(clusters):
         assert evaluate(supernet.extracted(subnet).model, data, "validate").value > reached - 0.08
 
 
+def test_it_trains_in_the_precision_of_all_trainings(clusters, monkeypatch):
+    data, model = complete(clusters.data)[0], Residual().eval()
+    seen = set()
+    for precision in ("float32", "bfloat16"):
+        monkeypatch.setenv("FEATHERWEIGHT_TRAINING", precision)
+        supernet = Supernet(model, Context(data=data, teacher=clusters.model))
+        hook = supernet.model.head.register_forward_hook(lambda *given: seen.add((precision, given[2].dtype)))  # noqa: B023
+        supernet.train(epochs=1, learning_rate=1e-3)
+        hook.remove()
+        assert {weight.dtype for weight in supernet.model.parameters()} == {torch.float32}
+    assert ("float32", torch.bfloat16) not in seen
+    assert ("bfloat16", torch.bfloat16) in seen
+
+
 class Attending(nn.Module):
     """Self-attention whose forward reads the number of heads from an attribute."""
 
