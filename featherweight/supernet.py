@@ -1,10 +1,11 @@
 """A supernet out of the user's own model: one set of weights, trained so that many smaller networks in it work at once.
 
 Widths are the coupled groups of channels, of heads, and of the ranks of factored layers; depth is the residual blocks that can be
-left out; kernels of 5 and more can be narrower, by their middle. The user's forward runs on slices of the whole weights, so that a
-gradient reaches what a subnet uses. Sandwich rule with in-place distillation (Yu & Huang, "Universally Slimmable Networks",
-ICCV 2019; Yu et al., "BigNAS", ECCV 2020), inheriting the trained weights sorted by importance as in Cai et al., "Once-for-All",
-ICLR 2020.
+left out; kernels of 5 and more can be narrower, by their middle. Units and blocks are nested: what a subnet lacks, a smaller one of
+that cluster, or of that depth, lacks too, so that few networks compete for each weight. The user's forward runs on slices of the
+whole weights, so that a gradient reaches what a subnet uses. Sandwich rule with in-place distillation (Yu & Huang, "Universally
+Slimmable Networks", ICCV 2019; Yu et al., "BigNAS", ECCV 2020), inheriting the trained weights sorted by importance as in Cai et
+al., "Once-for-All", ICLR 2020.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from featherweight.allocation.truth import Reference
 from featherweight.data import Inputs, as_call, example_inputs, forward, select_output, tensors
 from featherweight.edits import Edit, Keep, Swap, apply, named_tensors, private_copy
 from featherweight.errors import ModelError
@@ -37,6 +39,7 @@ from featherweight.techniques.train import Training, fit
 
 SHARES = (1.0, 0.75, 0.5)
 _PARENTS, _MUTATED = 0.25, 0.1
+_JUDGED_ON = 512  # calibration samples that say which block is missed least
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Subnet:
 
     Attributes:
         counts: units that each cluster of groups keeps, the most important first.
-        skipped: paths of the blocks that are left out.
+        skipped: paths of the blocks that are left out, the first of the supernet's.
         kernels: sizes of the kernels that are elastic, in the order of the supernet's; none are all whole.
     """
 
@@ -82,7 +85,8 @@ class Supernet:
         model: a private copy of the user's, whose weights all subnets share; `train` changes it.
         choices: for each cluster the unit counts it may keep, the largest first.
         names: of the clusters, after a layer that makes their units.
-        blocks: paths of the residual blocks that may be left out.
+        blocks: paths of the residual blocks that may be left out, in the order in which they leave: first the one whose absence
+            changes the outputs least.
         kernels: by path of a convolution the kernel sizes it may have, the largest first.
     """
 
@@ -121,13 +125,22 @@ class Supernet:
             most = min(map(len, cluster))
             self.choices.append(tuple(sorted({max(1, round(share * most)) for share in shares}, reverse=True)))
         self.swaps = residual_blocks(self.model, example_inputs(context.data, context.device)) if depth else {}
-        self.blocks = tuple(self.swaps)
+        self.blocks = self._least_missed() if self.swaps else ()
         self.kernels = dict(elastic_kernels(self.model, context)) if kernels else {}
         self.sizes: dict[tuple[int, int], tuple[tuple[str, int], ...]] = {}
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._try_each()
         if not (self.blocks or self.kernels or any(len(counts) > 1 for counts in self.choices)):
             raise ModelError(f"{type(model).__name__} has no channels, blocks or kernels that could be elastic")
+
+    def _least_missed(self) -> tuple[str, ...]:
+        """The blocks by how far the outputs diverge without each, the least first."""
+        reference, damage = Reference(self.model, self.context, _JUDGED_ON), {}
+        for path, swap in self.swaps.items():
+            undo = apply(self.model, swap)
+            damage[path] = reference.divergence(self.model)
+            undo()
+        return tuple(sorted(damage, key=lambda path: damage[path]))
 
     def _try_each(self) -> None:
         """Drop the counts that do not run, and note the user's own sizes that the others need (`self.heads`).
@@ -174,9 +187,12 @@ class Supernet:
     def sampled(self, draw: random.Random) -> Subnet:
         """Return a random subnet."""
         counts = tuple(draw.choice(counts) for counts in self.choices)
-        gone = draw.sample(self.blocks, draw.randrange(len(self.blocks))) if self.blocks else []
         kernels = tuple(draw.choice(sizes) for sizes in self.kernels.values())
-        return Subnet(counts, tuple(path for path in self.blocks if path in gone), kernels)
+        return Subnet(counts, self._shallower(draw), kernels)
+
+    def _shallower(self, draw: random.Random) -> tuple[str, ...]:
+        """The blocks that a random depth lacks: none to all but one."""
+        return self.blocks[: draw.randrange(len(self.blocks))] if self.blocks else ()
 
     def forward(self, subnet: Subnet, inputs: Inputs) -> Any:
         """Run the user's forward as a subnet, on slices of the weights; running statistics stay as they are."""
@@ -322,15 +338,12 @@ class Supernet:
             draw.choice(options) if draw.random() < _MUTATED else draw.choice(pair)
             for options, *pair in zip(self.choices, one.counts, other.counts, strict=True)
         )
-        gone = []
-        for path in self.blocks:
-            parent = draw.choice((one, other))
-            gone += [path] if (path in parent.skipped) != (draw.random() < _MUTATED) else []
+        skipped = self._shallower(draw) if draw.random() < _MUTATED else draw.choice((one, other)).skipped
         kernels = tuple(
             draw.choice(options) if draw.random() < _MUTATED else draw.choice(pair)
             for options, *pair in zip(self.kernels.values(), one.kernels, other.kernels, strict=True)
         )
-        return Subnet(counts, tuple(gone[: len(self.blocks) - 1]), kernels)
+        return Subnet(counts, skipped, kernels)
 
 
 def _never(before: float, now: float) -> bool:

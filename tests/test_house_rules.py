@@ -23,10 +23,10 @@ ORDER = tuple(
         r"\w+",
         """
     errors modes data synthetic scoring significance ensembles verdict budget layers coding costs edits masking packed_graph
-    recurrent_graph trace graph sizes technique scoping running techniques post_training students selection recipe_files supernet
+    recurrent_graph trace graph sizes technique scoping running techniques post_training students selection recipe_files
     integer_graph float_graph attention_graph portable runtimes agreement tensor_table artifact packing arrays latency device_command
     latency_table delivery precision measurement allocation inspection search mixes report preflight job contest untrained candidates
-    proof planning pipeline tasks journal trials spaces workers comparison study exploration amc zoo testing commands cli
+    supernet proof planning pipeline tasks journal trials spaces workers comparison study exploration amc zoo testing commands cli
 """,
     )
 )

@@ -9,6 +9,7 @@ from torch import nn
 from featherweight.data import complete, example_inputs, forward
 from featherweight.edits import from_json, replay, to_json
 from featherweight.errors import ModelError
+from featherweight.layers.skip import Skip
 from featherweight.scoring import evaluate
 from featherweight.supernet import Subnet, Supernet
 from featherweight.technique import Context
@@ -44,9 +45,28 @@ def supernet(clusters):
 
 def test_what_is_elastic_by_hand(supernet):
     assert sorted(supernet.choices) == [(12, 6), (12, 6), (16, 8)]
-    assert supernet.blocks == ("blocks.0", "blocks.1")
+    assert sorted(supernet.blocks) == ["blocks.0", "blocks.1"]
     assert supernet.largest == Subnet(tuple(counts[0] for counts in supernet.choices))
-    assert supernet.smallest.skipped == ("blocks.0",)
+    assert supernet.smallest.skipped == supernet.blocks[:1]
+
+
+def test_blocks_leave_in_one_order_the_least_missed_first(clusters):
+    """Three blocks that add much, little and something: no depth lacks one without those that are missed less."""
+    torch.manual_seed(0)
+    model = Residual().eval()
+    model.blocks.append(Block().eval())
+    with torch.no_grad():
+        for block, size in zip(model.blocks, (3.0, 0.01, 0.3), strict=True):
+            block.second.weight *= size
+    supernet = Supernet(model, Context(data=complete(clusters.data)[0]), shares=(1.0, 0.5))
+    assert supernet.blocks == ("blocks.1", "blocks.2", "blocks.0")
+    assert all(not isinstance(block, Skip) for block in supernet.model.blocks)
+    assert supernet.smallest.skipped == ("blocks.1", "blocks.2")
+    draw = random.Random(0)
+    sampled = [supernet.sampled(draw) for _ in range(30)]
+    found = supernet.evolved(lambda subnet: -sum(subnet.counts), lambda subnet: 1.0, 1.0, 60, population=5)
+    depths = {subnet.skipped for subnet in (*sampled, *(subnet for *_, subnet in found))}
+    assert depths == {(), ("blocks.1",), ("blocks.1", "blocks.2")}
 
 
 def test_a_subnet_computes_what_it_computes_alone(supernet, clusters):
