@@ -11,15 +11,17 @@ that is done is kept, so that it runs in several sittings; rows are written once
 from __future__ import annotations
 
 import argparse
+import hashlib
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import cifar
 import speech
+import torch
 from bytes_lenet import NETWORKS as LENETS
 from networks import ResNet
 from originals import cache, device, original
@@ -122,22 +124,53 @@ COURSES = {
 }
 
 
-def learnt(course: Course, student: str, method: str, rate: float, seed: int, place: str) -> dict[str, float]:
-    """Train one student and return its accuracies."""
-    data = course.data()
-    teacher = course.teacher(data)
-    with seeded(seed):
-        model = course.students[student]()
-    technique = Distill(
-        epochs=course.epochs,
-        learning_rate=rate,
-        teacher_share=0.0 if method == ALONE else 0.9,
-        temperature=4.0,
-        loss=METHODS[method].format(relations=course.relations),
-    )
-    context = Context(data, answering(teacher, device()), device(), seed, workspace=cache() / NAME / place, report=_say)
-    model = run(technique, model, context).model.cpu()
-    return {part: 100 * evaluate(model, data, part).value for part in ("validate", "test")}
+class Remembering(nn.Module):
+    """A teacher's outputs, kept by their inputs: students of one seed see the very same batches, whatever they learn from them."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher, self.answers = teacher, {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the teacher says of inputs `[n, ...]`."""
+        key = hashlib.sha256(x.contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes()).digest()
+        if key not in self.answers:
+            self.answers[key] = self.teacher(x)
+        return self.answers[key]
+
+
+class Lessons:
+    """The cells of one data set: its data and teacher are made when the first of them is missing."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.course = name, COURSES[name]
+
+    @cached_property
+    def data(self) -> Data:
+        """What teacher and students see."""
+        return self.course.data()
+
+    @cached_property
+    def teacher(self) -> Remembering:
+        """The teacher, on the device."""
+        return Remembering(answering(self.course.teacher(self.data), device()))
+
+    def learnt(self, student: str, method: str, rate: float, seed: int, place: str) -> dict[str, float]:
+        """Train one student and return its accuracies."""
+        with seeded(seed):
+            model = self.course.students[student]()
+        loss = METHODS[method].format(relations=self.course.relations)
+        technique = Distill(
+            epochs=self.course.epochs,
+            learning_rate=rate,
+            teacher_share=0.0 if method == ALONE else 0.9,
+            temperature=4.0,
+            loss=loss,
+        )
+        teacher = self.teacher.teacher if "->" in loss else self.teacher  # features are no outputs
+        context = Context(self.data, teacher, device(), seed, workspace=cache() / NAME / place, report=_say)
+        model = run(technique, model, context).model.cpu()
+        return {part: 100 * evaluate(model, self.data, part).value for part in ("validate", "test")}
 
 
 def measured(
@@ -151,18 +184,18 @@ def measured(
         students: these alone; all when None.
         methods: these alone; all when None.
     """
-    course, found = COURSES[name], {}
+    lessons, found = Lessons(name), {}
 
     def cell(student: str, method: str, rate: float, seed: int) -> dict[str, float]:
         key = f"{name} {student} {method} {rate:g} {seed}"
         if key not in done:
-            done[key] = learnt(course, student, method, rate, seed, key.replace(" ", "_"))
+            done[key] = lessons.learnt(student, method, rate, seed, key.replace(" ", "_"))
             keep(NAME, {**kept(NAME), key: done[key]})
             sys.stdout.write(f"{key}: {done[key]}\n")
             sys.stdout.flush()
         return dict(done[key])
 
-    for student in students or course.students:
+    for student in students or lessons.course.students:
         for method in methods or METHODS:
             rate = max(RATES, key=lambda rate: cell(student, method, rate, 0)["validate"])
             found.setdefault(student, {})[method] = [cell(student, method, rate, seed)["test"] for seed in SEEDS]

@@ -18,6 +18,9 @@ _ASKED = "FEATHERWEIGHT_TRAINING"  # the environment variable that decides inste
 class Autocast:
     """Runs forward passes of a training in bfloat16, or leaves them in float32.
 
+    A forward that has operators which cannot mix both (bilinear layers, writes into a tensor of its own) goes on in float32,
+    unless the environment asks for bfloat16.
+
     Args:
         model: to be trained.
         device: that it is trained on.
@@ -31,7 +34,8 @@ class Autocast:
         if asked not in ("auto", "float32", "bfloat16"):
             raise RecipeError(f"{_ASKED} is {asked!r}; it may be auto, float32 or bfloat16")
         self._device = device
-        self._on = asked == "bfloat16" or (asked == "auto" and _pays(model, device))
+        self._asked = asked == "bfloat16"
+        self._on = self._asked or (asked == "auto" and _pays(model, device))
 
     def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Return what a call gives, its tensors in float32, as losses want them.
@@ -40,9 +44,17 @@ class Autocast:
             call: a forward pass.
             arguments: of the call.
         """
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._on):
-            output = call(*arguments)
-        return rebuild(output, [value.float() for value in tensors(output)]) if self._on else output
+        if not self._on:
+            return call(*arguments)
+        try:
+            with torch.autocast(self._device.type, torch.bfloat16):
+                output = call(*arguments)
+        except RuntimeError:
+            if self._asked:
+                raise
+            output = call(*arguments)  # raises what has nothing to do with precision
+            self._on = False
+        return rebuild(output, [value.float() for value in tensors(output)])
 
 
 def _pays(model: nn.Module, device: torch.device) -> bool:

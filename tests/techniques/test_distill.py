@@ -15,7 +15,7 @@ from featherweight.running import run
 from featherweight.scoping import only
 from featherweight.scoring import evaluate, lower
 from featherweight.technique import Context, Recipe
-from featherweight.techniques import Distill, PruneWeights, QuantizeStatic, QuantizeWeights
+from featherweight.techniques import Distill, PruneWeights, QuantizeStatic, QuantizeWeights, autocasting
 from featherweight.techniques.guidance import Guidance
 from featherweight.techniques.imitation import imitation
 from featherweight.techniques.train import Training, fit
@@ -66,6 +66,34 @@ def test_in_bfloat16_it_heals_as_well_and_gives_floats_back(teacher, monkeypatch
     monkeypatch.setenv("FEATHERWEIGHT_TRAINING", "half")
     with pytest.raises(RecipeError, match="FEATHERWEIGHT_TRAINING is 'half'; it may be auto, float32 or bfloat16"):
         run(Distill(epochs=1), damaged, context)
+
+
+class Mixing(nn.Module):
+    """A bilinear layer: it refuses the bfloat16 that the layers before it give beside its own float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.both = nn.Linear(4, 8), nn.Linear(4, 8), nn.Bilinear(8, 8, 3)
+
+    def forward(self, x):
+        return self.both(self.one(x).relu(), self.other(x).relu())
+
+
+def test_a_forward_that_bfloat16_breaks_trains_in_float32_unless_it_was_asked_for(monkeypatch):
+    torch.manual_seed(0)
+    model = Mixing().eval()
+    batches = [(x, x[:, :3].argmax(1)) for x in torch.randn(128, 4).split(32)]
+    context = Context(
+        data=Data(example=batches[0][0], train=batches, calibrate=batches, validate=batches), teacher=model
+    )
+    plain, _ = run(Distill(epochs=2, learning_rate=0.01), model, context)
+    assert not same(plain, model)
+    monkeypatch.setattr(autocasting, "_pays", lambda model, device: True)
+    monkeypatch.setenv("FEATHERWEIGHT_TRAINING", "auto")
+    assert same(run(Distill(epochs=2, learning_rate=0.01), model, context).model, plain)
+    monkeypatch.setenv("FEATHERWEIGHT_TRAINING", "bfloat16")
+    with pytest.raises(RuntimeError, match="dtype"):
+        run(Distill(epochs=2, learning_rate=0.01), model, context)
 
 
 @pytest.mark.parametrize("quantize", [None, QuantizeWeights(bits=3), QuantizeStatic()], ids=str)
