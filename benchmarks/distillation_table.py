@@ -61,6 +61,23 @@ class Listener(nn.Module):
         return self.linear(self.lstm(x)[0][:, -1])
 
 
+class Strided(nn.Module):
+    """Four convolutions of 3 with norms, 32 to 256 channels, all but the third of stride 2; the mean over places, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = ((3, 32, 2), (32, 64, 2), (64, 128, 1), (128, 256, 2))
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+            for a, b, stride in sizes
+        )
+        self.linear = nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits `[n, 10]` of images `[n, 3, 32, 32]`."""
+        return self.linear(self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3)))
+
+
 def perceptron(*widths: int) -> nn.Module:
     """Return a perceptron 784-widths-10 with ReLU, on images `[n, 1, 28, 28]`."""
     sizes = (784, *widths)
@@ -116,7 +133,7 @@ COURSES = {
         {
             "ResNet-8": partial(ResNet, 1),
             "ResNet-20": partial(ResNet, 3),
-            "ResNet-8 of width 48": partial(ResNet, 1, 48),
+            "4 convolutions": Strided,
         },
         6,
         "attention layer3 -> layer3",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 from torch import nn
 
 from featherweight import measurement as measuring
-from featherweight.allocation import EIGHTHS, PREPARED, Tables, tables_of, with_seconds
+from featherweight.allocation import EIGHTHS, PREPARED, Tables, others, tables_of, with_seconds
 from featherweight.contest import Contest
 from featherweight.errors import DivergedError
 from featherweight.job import MARGIN, Job, Result, file_floor
@@ -18,7 +19,7 @@ from featherweight.running import run
 from featherweight.scoring import evaluate
 from featherweight.search import Strength, Trial, search
 from featherweight.technique import Context, Recipe
-from featherweight.techniques import FoldBatchNorm, QuantizeStatic
+from featherweight.techniques import FoldBatchNorm, QuantizeStatic, RoundParameters
 from featherweight.untrained import Untrained
 
 _SPARED = 4  # times shorter than the whole a training must be to be worth trying first
@@ -47,7 +48,9 @@ class Candidates:
             self.costs["memory"] = float(measuring.peak_bytes(self.whole, job.data))
         context = Context(data=job.data, device=job.request.device, seed=job.request.seed, report=job.progress)
         prepared, edits = run(PREPARED, job.model, context)
-        self.costs["floor"] = float(file_floor(prepared.cpu(), edits, job.graph_of(prepared, edits)))
+        prepared, kept = prepared.cpu(), tuple(others(prepared, context))
+        rounded, _ = run(RoundParameters(), prepared, replace(context, scope=(kept,))) if kept else (prepared, [])
+        self.costs["floor"] = float(file_floor(rounded, edits, job.graph_of(prepared, edits), kept))
         self.priced: dict[Recipe, dict[str, float]] = {}  # by untrained recipe
         self.contest: Contest | Untrained
         if job.data.train is None:

@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -318,12 +318,13 @@ def _head(recipe: Recipe) -> tuple[Technique, ...]:
     return tuple(steps)
 
 
-def file_floor(model: nn.Module, edits: list[Edit], graph: Graph) -> int:
-    """Bytes of the file when every weight is zero."""
+def file_floor(model: nn.Module, edits: list[Edit], graph: Graph, kept: Collection[str] = ()) -> int:
+    """Bytes of the file when every weight is zero, but for those whose names are kept."""
     empty = copy.deepcopy(model)
     with torch.no_grad():
-        for tensor in empty.state_dict().values():
-            tensor.zero_()
+        for name, tensor in empty.state_dict().items():
+            if name not in kept:
+                tensor.zero_()
     return len(package(empty, edits, {}, graph).to_bytes())
 
 

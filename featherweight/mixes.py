@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from featherweight.allocation import Allocation, Healing, Tables, recipe_of, solve
+from featherweight.allocation import Allocation, Healing, Tables, last, recipe_of, solve
 from featherweight.errors import BudgetError
 from featherweight.search import MILDEST, Strength
 from featherweight.technique import Recipe, Technique
@@ -66,7 +66,7 @@ def mixed(strength: Strength, mix: Mix | None, tables: Tables, original: dict[st
     healing = strength.healing if trains else Healing(0, 0)
     wanted = original["size"] / strength.factor - original["floor"]
     if mix is None:
-        return _uniform(wanted, sum(row.treatments[0].params for row in tables.rows), healing)
+        return _uniform(wanted, tables, healing)
     offered = tables.scaled(mix)
     if strength.static:
         offered = _integers(offered)
@@ -98,16 +98,17 @@ def _integers(tables: Tables) -> Tables:
     return replace(tables, rows=tuple(rows))
 
 
-def _uniform(wanted: float, weights: float, healing: Healing) -> Recipe:
+def _uniform(wanted: float, tables: Tables, healing: Healing) -> Recipe:
     """Fold, prune all weights by one ranking, round to 4 bits: as many zeros as the bytes ask for, by the codes' entropy."""
     steps: list[Technique] = [FoldBatchNorm()]
+    weights = sum(row.treatments[0].params for row in tables.rows)
     ratio = _ratio(8 * wanted / max(1.0, weights))
     if ratio:
         steps.append(PruneWeights(ratio=ratio, epochs=healing.epochs, learning_rate=healing.rate))
     steps.append(QuantizeWeights(bits=4, per_channel=False))
     if healing.last:
         steps.append(Distill(epochs=healing.last, learning_rate=healing.last_rate))
-    return Recipe(tuple(steps))
+    return Recipe((*steps, *last(tables)))
 
 
 def _ratio(wanted: float) -> float:

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from featherweight.allocation import others
 from featherweight.errors import RecipeError
 from featherweight.job import Job
 from featherweight.post_training import post_training
 from featherweight.search import FULL, MILDEST, ROOM, Strength
-from featherweight.technique import Recipe
-from featherweight.techniques import QuantizeRateDistortion, ReestimateNorms
+from featherweight.technique import Context, Recipe, Technique
+from featherweight.techniques import QuantizeRateDistortion, ReestimateNorms, RoundParameters
 
 _CUT = ("params", "macs", "memory")  # limits that only cuts keep, and cuts must heal
 _BATCHES = 16  # of calibration data
@@ -45,15 +46,18 @@ class Untrained:
             )
         self._budget, self._price, self._costs = job.request.budget, price, costs
         self._norms = any(isinstance(module, _BatchNorm) for module in job.model.modules())
+        self._others = bool(others(job.model, Context(data=job.data)))
 
     def recipe(self, strength: Strength, mix: str, trains: bool = True) -> Recipe:
         """Return the recipe of a strength."""
         bits = 32 / strength.factor
         if strength.static:
-            return post_training(min(8, max(2, int(bits))), batches=_BATCHES)
-        step = round(_COARSEST * 2**-bits, 4)  # a bit less for each time that it doubles
-        rounded = QuantizeRateDistortion(step=step, compensate=True, batches=_BATCHES)
-        return Recipe((rounded, *([ReestimateNorms(batches=_BATCHES)] if self._norms else [])))
+            steps: list[Technique] = list(post_training(min(8, max(2, int(bits))), batches=_BATCHES).steps)
+        else:
+            step = round(_COARSEST * 2**-bits, 4)  # a bit less for each time that it doubles
+            steps = [QuantizeRateDistortion(step=step, compensate=True, batches=_BATCHES)]
+            steps += [ReestimateNorms(batches=_BATCHES)] if self._norms else []
+        return Recipe((*steps, *([RoundParameters()] if self._others else [])))
 
     def winner(self, strength: Strength) -> tuple[str, Strength]:
         """Return the only mix, and the strength at which its file is as large as it may be; a limited drop asks for small ones."""

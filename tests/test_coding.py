@@ -378,6 +378,16 @@ def test_multiples_of_a_power_of_two_are_coded_as_such(seed, dtype, shape, octav
     assert len(stream) <= 4 + len(encode_symbols(np.asarray(multiples).reshape(1, -1)))
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 2**17), st.integers(-20, 6), st.sampled_from([1, 7, 127]))
+def test_multiples_of_any_step_take_the_bytes_of_whole_numbers(seed, step, octave, largest):
+    multiples = np.random.default_rng(seed).integers(-largest, largest + 1, (40, 10))
+    values = torch.from_numpy(multiples * step * 2.0**octave).float()
+    stream = encode_tensor(values)
+    assert torch.equal(decode_tensor(stream, torch.float32, (40, 10)), values)
+    assert len(stream) <= 8 + len(encode_symbols(multiples))
+
+
 def test_rounded_scales_and_biases_take_few_bytes():
     generator = torch.Generator().manual_seed(0)
     assert len(encode_tensor(torch.tensor([13 / 1024]))) <= 5

@@ -18,6 +18,7 @@ from featherweight.techniques import (
     PruneWeights,
     QuantizeStatic,
     QuantizeWeights,
+    RoundParameters,
     SplitLayers,
 )
 from featherweight.techniques.low_rank import like_a_head
@@ -80,7 +81,12 @@ def recipe_of(
     steps += [QuantizeStatic()] if static else _widths(tables, allocation)
     if healing.last:
         steps.append(Distill(epochs=healing.last, learning_rate=healing.last_rate))
-    return Recipe(tuple(steps))
+    return Recipe((*steps, *last(tables)))
+
+
+def last(tables: Tables) -> list[Technique]:
+    """What follows all training: parameters that are in no layer are rounded, if there are any."""
+    return [RoundParameters()] if tables.others else []
 
 
 def _cuts(tables: Tables, allocation: Allocation, batches: int) -> list[Technique]:

@@ -33,6 +33,7 @@ from featherweight.techniques.cuts import clusters, keep_edit
 from featherweight.techniques.factorizations import Metric, matrix_factors
 from featherweight.techniques.importance import indices, makers, sums
 from featherweight.techniques.matrices import matrices
+from featherweight.techniques.round_parameters import unrounded
 from featherweight.techniques.rounding import grid_scale
 from featherweight.techniques.scores import largest
 from featherweight.techniques.sensitivity import curvatures
@@ -104,7 +105,13 @@ def measure_tables(
         "macs": max(0.0, macs - sum(one.macs for one in plain)),
     }
     split = any(isinstance(layer, _SPLIT) for layer in model.modules())
-    return Tables(tuple(rows), tuple(groups), fixed, split)
+    return Tables(tuple(rows), tuple(groups), fixed, split, bool(others(model, context)))
+
+
+def others(model: nn.Module, context: Context) -> list[str]:
+    """Return the names of the parameters with two dimensions or more that are in no row."""
+    weights = matrices(model, context)
+    return [name for name, _ in unrounded(model) if name not in weights]
 
 
 def _nats(model: nn.Module, weights: Mapping[str, nn.Parameter], context: Context, count: int) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 Integers are coded as symbols. Floats are split into planes, the first bytes of all values, the second bytes, …, so that
 planes without information (float32 that holds bfloat16 values) cost nothing; zeros may be told apart by a mask. Floats that
-are small multiples of a power of two, such as rounded scales and biases, are coded as those multiples.
+are small multiples of one number, such as rounded scales and biases or parameters on a grid, are coded as those multiples.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featherweight.coding.symbols import LIMIT, decode_symbols, encode_symbols
-from featherweight.coding.varint import Bytes, Reader, framed, signed_varint
+from featherweight.coding.varint import Bytes, Reader, framed, signed_varint, varint
 from featherweight.errors import ArtifactError
 
-_SYMBOLS, _PLANES, _MASKED, _MULTIPLES = range(4)
+_SYMBOLS, _PLANES, _MASKED, _MULTIPLES, _STEPS = range(5)
 _MASK_SHARE = 0.1  # of exact zeros, from which on a mask is tried
 _MOST_BITS = 16  # of a multiple
+_MOST_STEP = 24  # bits of the number that they are multiples of: a mantissa's
 _MOST_OCTAVES = 1100  # from one to the smallest and the largest double
 _UNSIGNED = {torch.uint16, torch.uint32, torch.uint64}
 _INTEGERS = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -55,9 +56,9 @@ def encode_tensor(tensor: Tensor) -> bytes:
         survivors = patterns[filled]
         candidates.append(bytes([_MASKED]) + mask + _encode_planes(survivors, (1, len(survivors)), 1))
     if tensor.is_floating_point() and (found := _multiples(tensor)) is not None:
-        octave, multiples = found
-        symbols = encode_symbols(multiples.reshape(matrix), period)
-        candidates.append(bytes([_MULTIPLES]) + signed_varint(octave) + symbols)
+        octave, step, multiples = found
+        way = bytes([_MULTIPLES]) if step == 1 else bytes([_STEPS]) + varint(step)
+        candidates.append(way + signed_varint(octave) + encode_symbols(multiples.reshape(matrix), period))
     return min(candidates, key=len)
 
 
@@ -85,9 +86,10 @@ def decode_tensor(data: Bytes, dtype: torch.dtype, shape: Sequence[int], limit: 
     way = reader.byte()
     if way == _SYMBOLS and dtype in _INTEGERS:
         return _decode_integers(reader.rest(), dtype, matrix).reshape(tuple(shape))
-    if way == _MULTIPLES and dtype.is_floating_point:
+    if way in (_MULTIPLES, _STEPS) and dtype.is_floating_point:
+        step = reader.varint(2**_MOST_STEP) if way == _STEPS else 1
         octave = reader.signed_varint(_MOST_OCTAVES)
-        multiples = decode_symbols(reader.rest(), matrix).astype(np.float64)
+        multiples = decode_symbols(reader.rest(), matrix).astype(np.float64) * step
         return torch.from_numpy(np.ldexp(multiples, octave)).to(dtype).reshape(tuple(shape))
     patterns = np.zeros((count, dtype.itemsize), np.uint8)
     if way == _MASKED:
@@ -111,8 +113,11 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def _multiples(tensor: Tensor) -> tuple[int, NDArray[np.int64]] | None:
-    """Return an exponent and the whole multiples of two to its power that the values are, or None where they are large."""
+def _multiples(tensor: Tensor) -> tuple[int, int, NDArray[np.int64]] | None:
+    """Return an exponent, a step, and the whole multiples of the step times two to the exponent that the values are.
+
+    None where the multiples are large.
+    """
     for part in (tensor.reshape(-1)[:256], tensor):  # most tensors show at once that they are not
         values = part.double().numpy()
         used = values[values != 0]
@@ -122,9 +127,13 @@ def _multiples(tensor: Tensor) -> tuple[int, NDArray[np.int64]] | None:
         whole = np.ldexp(mantissas, 53).astype(np.int64)
         lowest = np.frexp((whole & -whole).astype(np.float64))[1] - 1  # place of the last bit that is one
         octave = int((exponents - 53 + lowest).min(initial=0 if not used.size else _MOST_OCTAVES))
-        if int(exponents.max(initial=octave)) - octave > _MOST_BITS:
+        if int(exponents.max(initial=octave)) - octave > _MOST_STEP:
             return None
-    return octave, np.ldexp(values, -octave).astype(np.int64)
+        multiples = np.ldexp(values, -octave).astype(np.int64)
+        step = max(1, int(np.gcd.reduce(multiples, axis=None, initial=0)))
+        if int(np.abs(multiples).max(initial=0)) > step << _MOST_BITS:
+            return None
+    return octave, step, multiples // step
 
 
 def _patterns(tensor: Tensor) -> NDArray[np.uint8]:

@@ -29,6 +29,7 @@ from featherweight.techniques.quantize_weights import QuantizeWeights
 from featherweight.techniques.reestimate_norms import ReestimateNorms
 from featherweight.techniques.regularize_groups import RegularizeGroups
 from featherweight.techniques.reinitialize import Reinitialize
+from featherweight.techniques.round_parameters import RoundParameters
 from featherweight.techniques.separate_convolutions import SeparateConvolutions
 from featherweight.techniques.share_weights import ShareWeights
 from featherweight.techniques.smooth_activations import SmoothActivations
@@ -67,6 +68,7 @@ TECHNIQUES: tuple[type[Technique], ...] = (
     EqualizeLayers,
     SmoothActivations,
     CorrectBiases,
+    RoundParameters,
 )
 
 __all__ = [
@@ -97,6 +99,7 @@ __all__ = [
     "ReestimateNorms",
     "RegularizeGroups",
     "Reinitialize",
+    "RoundParameters",
     "SeparateConvolutions",
     "ShareWeights",
     "SmoothActivations",
