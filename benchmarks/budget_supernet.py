@@ -75,7 +75,7 @@ def main() -> None:
                 train()
     if asked.part:
         return
-    cells = kept(NAME)[f"{network} {epochs}"]
+    cells = kept(NAME)[f"{network}, {epochs} epochs"]
     gaps = {
         place: [100 * (cells[f"{seed} {place} alone"] - cells[f"{seed} {place} within"]) for seed in asked.seeds]
         for place in range(SUBNETS)
@@ -111,11 +111,11 @@ class Bench:
     @property
     def cells(self) -> dict[str, Any]:
         """What is known."""
-        return dict(kept(NAME).get(f"{self.network} {self.epochs}", {}))
+        return dict(kept(NAME).get(f"{self.network}, {self.epochs} epochs", {}))
 
     def keep(self, **found: Any) -> None:
         """Store what was found beside what another process may have."""
-        keep(NAME, {**kept(NAME), f"{self.network} {self.epochs}": self.cells | found})
+        keep(NAME, {**kept(NAME), f"{self.network}, {self.epochs} epochs": self.cells | found})
 
     def alone(self) -> None:
         """Train each subnet by itself, where that is missing."""

@@ -49,11 +49,11 @@ METHODS = {  # the loss on what the teacher says
 
 
 class Listener(nn.Module):
-    """Two LSTM layers of a width over log-mel frames and a linear layer on the last step."""
+    """LSTM layers of a width over log-mel frames and a linear layer on the last step."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, layers: int, width: int) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(speech.BANDS, width, 2, batch_first=True)
+        self.lstm = nn.LSTM(speech.BANDS, width, layers, batch_first=True)
         self.linear = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ COURSES = {
     "digits": Course(
         speech.data,
         lambda _: speech.task().model,
-        {f"2 x {width}": partial(Listener, width) for width in (64, 128, 256)},
+        {f"{n} x {width}": partial(Listener, n, width) for n, width in ((1, 32), (2, 64), (2, 128), (2, 256))},
         20,
         "0.1 * relational lstm -> lstm",
     ),
