@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import nn
 
 from featherweight import measurement as measuring
-from featherweight.allocation import EIGHTHS, PREPARED, Tables, others, tables_of, with_seconds
+from featherweight.allocation import EIGHTHS, PREPARED, Tables, loose_parameters, tables_of, with_seconds
 from featherweight.contest import Contest
 from featherweight.errors import DivergedError
 from featherweight.job import MARGIN, Job, Result, file_floor
@@ -48,7 +48,7 @@ class Candidates:
             self.costs["memory"] = float(measuring.peak_bytes(self.whole, job.data))
         context = Context(data=job.data, device=job.request.device, seed=job.request.seed, report=job.progress)
         prepared, edits = run(PREPARED, job.model, context)
-        prepared, kept = prepared.cpu(), tuple(others(prepared, context))
+        prepared, kept = prepared.cpu(), tuple(loose_parameters(prepared, context))
         rounded, _ = run(RoundParameters(), prepared, replace(context, scope=(kept,))) if kept else (prepared, [])
         self.costs["floor"] = float(file_floor(rounded, edits, job.graph_of(prepared, edits), kept))
         self.priced: dict[Recipe, dict[str, float]] = {}  # by untrained recipe

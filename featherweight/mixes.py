@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from featherweight.allocation import Allocation, Healing, Tables, last, recipe_of, solve
+from featherweight.allocation import Allocation, Healing, Tables, closing_steps, recipe_of, solve
 from featherweight.errors import BudgetError
 from featherweight.search import MILDEST, Strength
 from featherweight.technique import Recipe, Technique
@@ -108,7 +108,7 @@ def _uniform(wanted: float, tables: Tables, healing: Healing) -> Recipe:
     steps.append(QuantizeWeights(bits=4, per_channel=False))
     if healing.last:
         steps.append(Distill(epochs=healing.last, learning_rate=healing.last_rate))
-    return Recipe((*steps, *last(tables)))
+    return Recipe((*steps, *closing_steps(tables.loose)))
 
 
 def _ratio(wanted: float) -> float:

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from featherweight.allocation import others
+from featherweight.allocation import closing_steps, loose_parameters
 from featherweight.errors import RecipeError
 from featherweight.job import Job
 from featherweight.post_training import post_training
 from featherweight.search import FULL, MILDEST, ROOM, Strength
 from featherweight.technique import Context, Recipe, Technique
-from featherweight.techniques import QuantizeRateDistortion, ReestimateNorms, RoundParameters
+from featherweight.techniques import QuantizeRateDistortion, ReestimateNorms
 
 _CUT = ("params", "macs", "memory")  # limits that only cuts keep, and cuts must heal
 _BATCHES = 16  # of calibration data
@@ -46,7 +46,7 @@ class Untrained:
             )
         self._budget, self._price, self._costs = job.request.budget, price, costs
         self._norms = any(isinstance(module, _BatchNorm) for module in job.model.modules())
-        self._others = bool(others(job.model, Context(data=job.data)))
+        self._loose = bool(loose_parameters(job.model, Context(data=job.data)))
 
     def recipe(self, strength: Strength, mix: str, trains: bool = True) -> Recipe:
         """Return the recipe of a strength."""
@@ -57,7 +57,7 @@ class Untrained:
             step = round(_COARSEST * 2**-bits, 4)  # a bit less for each time that it doubles
             steps = [QuantizeRateDistortion(step=step, compensate=True, batches=_BATCHES)]
             steps += [ReestimateNorms(batches=_BATCHES)] if self._norms else []
-        return Recipe((*steps, *([RoundParameters()] if self._others else [])))
+        return Recipe((*steps, *closing_steps(self._loose)))
 
     def winner(self, strength: Strength) -> tuple[str, Strength]:
         """Return the only mix, and the strength at which its file is as large as it may be; a limited drop asks for small ones."""

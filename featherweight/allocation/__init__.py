@@ -2,10 +2,10 @@
 
 from featherweight.allocation.program import Allocation, front, solve
 from featherweight.allocation.ratios import allocate, gradually
-from featherweight.allocation.recipes import PREPARED, Healing, last, recipe_of
+from featherweight.allocation.recipes import PREPARED, Healing, closing_steps, recipe_of
 from featherweight.allocation.seconds import with_seconds
 from featherweight.allocation.storage import tables_of
-from featherweight.allocation.tables import EIGHTHS, measure_tables, others
+from featherweight.allocation.tables import EIGHTHS, loose_parameters, measure_tables
 from featherweight.allocation.treatments import Group, Row, Tables, Treatment
 
 __all__ = [
@@ -18,11 +18,11 @@ __all__ = [
     "Tables",
     "Treatment",
     "allocate",
+    "closing_steps",
     "front",
     "gradually",
-    "last",
+    "loose_parameters",
     "measure_tables",
-    "others",
     "recipe_of",
     "solve",
     "tables_of",

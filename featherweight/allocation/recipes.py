@@ -81,12 +81,12 @@ def recipe_of(
     steps += [QuantizeStatic()] if static else _widths(tables, allocation)
     if healing.last:
         steps.append(Distill(epochs=healing.last, learning_rate=healing.last_rate))
-    return Recipe((*steps, *last(tables)))
+    return Recipe((*steps, *closing_steps(tables.loose)))
 
 
-def last(tables: Tables) -> list[Technique]:
-    """What follows all training: parameters that are in no layer are rounded, if there are any."""
-    return [RoundParameters()] if tables.others else []
+def closing_steps(loose: bool) -> list[Technique]:
+    """Return what follows all training: where there are parameters that no layer holds, they are rounded."""
+    return [RoundParameters()] if loose else []
 
 
 def _cuts(tables: Tables, allocation: Allocation, batches: int) -> list[Technique]:

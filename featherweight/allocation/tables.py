@@ -105,10 +105,10 @@ def measure_tables(
         "macs": max(0.0, macs - sum(one.macs for one in plain)),
     }
     split = any(isinstance(layer, _SPLIT) for layer in model.modules())
-    return Tables(tuple(rows), tuple(groups), fixed, split, bool(others(model, context)))
+    return Tables(tuple(rows), tuple(groups), fixed, split, bool(loose_parameters(model, context)))
 
 
-def others(model: nn.Module, context: Context) -> list[str]:
+def loose_parameters(model: nn.Module, context: Context) -> list[str]:
     """Return the names of the parameters with two dimensions or more that are in no row."""
     weights = matrices(model, context)
     return [name for name, _ in unrounded(model) if name not in weights]

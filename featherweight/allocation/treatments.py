@@ -110,14 +110,14 @@ class Tables:
         groups: of channels.
         fixed: `size`, `params` and `macs` that no treatment changes, and `seconds` where they were measured.
         split: whether there are rows of what `split_layers` takes layers apart into.
-        others: whether there are parameters of two dimensions or more that are in no row.
+        loose: whether there are parameters of two dimensions or more that are in no row.
     """
 
     rows: tuple[Row, ...]
     groups: tuple[Group, ...]
     fixed: dict[str, float]
     split: bool = False
-    others: bool = False
+    loose: bool = False
 
     def scaled(self, factors: Mapping[str, float]) -> Tables:
         """Return tables whose damages are multiplied, by family, as what healing leaves of them differs.
@@ -163,7 +163,7 @@ class Tables:
             Group(tuple(group["names"]), group["units"], tuple(group["shares"]), tuple(group["damages"]))
             for group in value["groups"]
         )
-        return cls(rows, groups, dict(value["fixed"]), bool(value["split"]), bool(value["others"]))
+        return cls(rows, groups, dict(value["fixed"]), bool(value["split"]), bool(value["loose"]))
 
 
 def frontier(treatments: Sequence[Treatment], metrics: Sequence[str]) -> tuple[Treatment, ...]:
