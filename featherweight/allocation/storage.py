@@ -17,7 +17,7 @@ from featherweight.data import batches, tensors
 from featherweight.technique import Context
 from featherweight.techniques.importance import digest
 
-_FORMAT = 4  # counts up whenever tables are made otherwise
+_FORMAT = 5  # counts up whenever tables are made otherwise
 _MOST_READ = 64  # calibration batches that the name of a file depends on
 
 
