@@ -33,6 +33,7 @@ from featherweight.modes import answering
 from featherweight.scoring import evaluate
 from featherweight.tasks import mnist
 from featherweight.techniques import Distill
+from featherweight.techniques.matching import captured
 from featherweight.techniques.seeding import seeded
 
 NAME = "distillation_table"
@@ -142,18 +143,29 @@ COURSES = {
 
 
 class Remembering(nn.Module):
-    """A teacher's outputs, kept by their inputs: students of one seed see the very same batches, whatever they learn from them."""
+    """A teacher's outputs, kept by their inputs: students of one seed see the very same batches, whatever they learn from them.
 
-    def __init__(self, teacher: nn.Module) -> None:
+    Args:
+        teacher: is asked once a batch.
+        point: a module of it whose output is kept too, and given again by a module of that name; none when empty.
+    """
+
+    def __init__(self, teacher: nn.Module, point: str = "") -> None:
         super().__init__()
-        self.teacher, self.answers = teacher, {}
+        self.teacher, self.point = teacher, point
+        self.answers: dict[bytes, tuple[Any, Tensor]] = {}
+        self.add_module(point or "nothing", nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the teacher says of inputs `[n, ...]`."""
         key = hashlib.sha256(x.contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes()).digest()
         if key not in self.answers:
-            self.answers[key] = self.teacher(x)
-        return self.answers[key]
+            with captured(self.teacher, [self.point] if self.point else []) as seen:
+                output = self.teacher(x)
+            self.answers[key] = seen.get(self.point), output
+        features, output = self.answers[key]
+        self.get_submodule(self.point or "nothing")(features)
+        return output
 
 
 class Lessons:
@@ -161,6 +173,7 @@ class Lessons:
 
     def __init__(self, name: str) -> None:
         self.name, self.course = name, COURSES[name]
+        self._watched: tuple[int, Remembering] | None = None
 
     @cached_property
     def data(self) -> Data:
@@ -171,6 +184,15 @@ class Lessons:
     def teacher(self) -> Remembering:
         """The teacher, on the device."""
         return Remembering(answering(self.course.teacher(self.data), device()))
+
+    def asked(self, loss: str, seed: int) -> Remembering:
+        """Return the teacher, which keeps outputs of all seeds, and features, which are large, of the last alone."""
+        point = loss.partition("->")[2].strip()
+        if not point:
+            return self.teacher
+        if self._watched is None or self._watched[0] != seed:
+            self._watched = seed, Remembering(self.teacher.teacher, point)
+        return self._watched[1]
 
     def learnt(self, student: str, method: str, rate: float, seed: int, place: str) -> dict[str, float]:
         """Train one student and return its accuracies."""
@@ -184,7 +206,7 @@ class Lessons:
             temperature=4.0,
             loss=loss,
         )
-        teacher = self.teacher.teacher if "->" in loss else self.teacher  # features are no outputs
+        teacher = self.asked(loss, seed)
         context = Context(self.data, teacher, device(), seed, workspace=cache() / NAME / place, report=_say)
         model = run(technique, model, context).model.cpu()
         return {part: 100 * evaluate(model, self.data, part).value for part in ("validate", "test")}
