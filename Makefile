@@ -14,10 +14,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/digits_check.py demo/y.npy demo/labels.npy
 
 test: check
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-all: check
-	$(BIN)/python -m pytest --numprocesses 2 --slow
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --slow
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

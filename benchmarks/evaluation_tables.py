@@ -58,7 +58,7 @@ class Network(NamedTuple):
 
 NETWORKS = {
     "mlp": Network(letters.task, 6),
-    "lstm": Network(_lstm, 6),
+    "lstm": Network(_lstm, 3),
     "resnet20": Network(_resnet20, 2),
     "minilm": Network(_minilm, 2),
 }
