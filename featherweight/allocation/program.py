@@ -17,6 +17,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_matrix, vstack
 
 from featherweight.allocation.treatments import COSTS, Group, Row, Tables, Treatment, frontier
+from featherweight.descriptors import nowhere
 from featherweight.errors import BudgetError
 
 _GAP = 1e-3
@@ -173,16 +174,17 @@ class _Program:
         reach = order[min(many, len(order)) - 1]
         while True:
             kept = np.flatnonzero(reduced <= reach)
-            solved = milp(
-                target[kept],
-                constraints=[
-                    LinearConstraint(self.equations[:, kept], self.right, self.right),
-                    *([LinearConstraint(costs[:, kept], -np.inf, bounds / size)] if limits else []),
-                ],
-                integrality=np.ones(len(kept)),
-                bounds=Bounds(0, 1),
-                options={"mip_rel_gap": _GAP, "node_limit": _NODES},
-            )
+            with nowhere(1):  # HiGHS prints there now and then, whatever it is told
+                solved = milp(
+                    target[kept],
+                    constraints=[
+                        LinearConstraint(self.equations[:, kept], self.right, self.right),
+                        *([LinearConstraint(costs[:, kept], -np.inf, bounds / size)] if limits else []),
+                    ],
+                    integrality=np.ones(len(kept)),
+                    bounds=Bounds(0, 1),
+                    options={"mip_rel_gap": _GAP, "node_limit": _NODES},
+                )
             everything = len(kept) == len(target)
             if solved.x is not None:
                 # whoever takes a variable outside pays at least its reduced cost more than the relaxation

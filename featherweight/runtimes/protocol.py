@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from featherweight.data import Inputs, tensors
+from featherweight.descriptors import nowhere
 from featherweight.errors import DataError, ExportError, need
 from featherweight.integer_graph import layers
 
@@ -212,12 +213,9 @@ def quiet() -> Iterator[None]:
     """Hide what packages print, from Python and from C, warn and log; errors still rise."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    kept = [os.dup(1), os.dup(2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
         with (
+            nowhere(1, 2),
             open(os.devnull, "w") as hole,
             contextlib.redirect_stdout(hole),
             contextlib.redirect_stderr(hole),
@@ -226,10 +224,6 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for place, descriptor in enumerate(kept, start=1):
-            os.dup2(descriptor, place)
-            os.close(descriptor)
-        os.close(nowhere)
         logging.disable(before)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import nn
 
+from featherweight.descriptors import nowhere
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.apart import layer_swaps
 from featherweight.techniques.damage import damage_table
@@ -89,12 +90,13 @@ def least_damage(table: Sequence[dict[str, Any]], bits: float) -> dict[str, int]
     each = np.array([[row["path"] == path for row in table] for path in paths], dtype=float)
     widest = {row["path"]: row["bytes"] for row in table if row["treatment"] == str(max(WIDTHS))}
     room = max(sum(widest.values()) * bits / max(WIDTHS), sum(min(sizes[row > 0]) for row in each))
-    found = milp(
-        np.array([row["damage"] for row in table]) + 1e-12 * sizes,  # of equals the smaller
-        integrality=np.ones(len(table)),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(each, 1, 1), LinearConstraint(sizes[None], -np.inf, room)],
-    )
+    with nowhere(1):  # HiGHS prints there now and then
+        found = milp(
+            np.array([row["damage"] for row in table]) + 1e-12 * sizes,  # of equals the smaller
+            integrality=np.ones(len(table)),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(each, 1, 1), LinearConstraint(sizes[None], -np.inf, room)],
+        )
     return {row["path"]: int(row["treatment"]) for row, taken in zip(table, found.x, strict=True) if taken > 0.5}
 
 
