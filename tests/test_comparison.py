@@ -42,6 +42,13 @@ from featherweight.workers.hiring import Crew
 RULES = {"budgets": "4x,300B", "seeds": 1, "epochs": 2}
 
 
+class First(nn.Module):
+    """The last step of what an LSTM gives first."""
+
+    def forward(self, given):
+        return given[0][:, -1]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("compared")
@@ -125,6 +132,16 @@ def test_baselines_are_always_there():
     assert chosen("all") == [*BASELINES, *CONTENDERS]
     assert len(CONTENDERS) >= 8
     assert [one.name for one in chosen("all") if not one.scales] == ["dense"]
+
+
+def test_factors_make_a_recurrent_network_three_times_smaller():
+    """Hidden matrices count too: half of the weights of a layer as wide as its inputs are theirs."""
+    model = nn.Sequential(nn.LSTM(32, 32, batch_first=True), First(), nn.Linear(32, 4)).eval()
+    sounds = torch.randn(8, 5, 32)
+    data = Data(example=sounds[:1], calibrate=[sounds])
+    (low_rank,) = (one for one in CONTENDERS if one.name == "low_rank")
+    original = sum(4 * value.numel() for value in model.parameters())
+    assert Scale(model, data, seed=0).strength(low_rank.recipe, original / 3) is not None
 
 
 def test_an_unknown_recipe_is_named(tmp_path):

@@ -52,6 +52,7 @@ def _of(name: str, kind: str, about: str, *steps: Technique) -> Contender:
 
 
 _RANKS = {"rank": "spread", "method": "whitened", "ratio": 0.5}
+_RECURRENT = {**_RANKS, "hidden": "factors"}  # bytes are what is limited
 BASELINES = (
     _of("dense", "baseline", "the original, healed as long as the rest", Distill()),
     _of(
@@ -73,7 +74,7 @@ CONTENDERS = (
         PruneChannels(ratio=0.5, importance="taylor", ranking="global"),
         Distill(),
     ),
-    _of("low_rank", "technique", "layers factored", LowRank(**_RANKS), FactorRecurrent(**_RANKS), Distill()),  # type: ignore[arg-type]
+    _of("low_rank", "technique", "layers factored", LowRank(**_RANKS), FactorRecurrent(**_RECURRENT), Distill()),  # type: ignore[arg-type]
     _of("sparse", "technique", "weights zeroed gradually", PruneWeights(ratio=0.9, epochs=2), Distill(epochs=1)),
     _of("bits", "technique", "integer weights, trained as such", FoldBatchNorm(), QuantizeWeights(bits=4), Distill()),
     _of(
@@ -100,7 +101,7 @@ CONTENDERS = (
         "layers factored, integer weights",
         FoldBatchNorm(),
         LowRank(**{**_RANKS, "ratio": 0.3}),  # type: ignore[arg-type]
-        FactorRecurrent(**{**_RANKS, "ratio": 0.3}),  # type: ignore[arg-type]
+        FactorRecurrent(**{**_RECURRENT, "ratio": 0.3}),  # type: ignore[arg-type]
         Distill(),
         QuantizeWeights(bits=5),
         Distill(learning_rate=5e-4),
@@ -131,7 +132,7 @@ CONTENDERS = (
         "channels removed, layers factored",
         PruneChannels(ratio=0.3, importance="taylor", ranking="global"),
         LowRank(**{**_RANKS, "ratio": 0.3}),  # type: ignore[arg-type]
-        FactorRecurrent(**{**_RANKS, "ratio": 0.3}),  # type: ignore[arg-type]
+        FactorRecurrent(**{**_RECURRENT, "ratio": 0.3}),  # type: ignore[arg-type]
         Distill(),
     ),
     _of(

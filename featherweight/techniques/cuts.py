@@ -7,13 +7,35 @@ from torch import nn
 from featherweight.data import as_call, example_inputs
 from featherweight.edits import Cut, Keep, named_tensors
 from featherweight.errors import ModelError
-from featherweight.graph import CoupledGroup, coupled_groups
+from featherweight.graph import CoupledGroup, Pinned, coupled_groups
 from featherweight.sizes import following_sizes
 from featherweight.technique import Context
-from featherweight.techniques.importance import within
+from featherweight.techniques.importance import digest, within
 
 Remaining = dict[tuple[str, int], list[int]]
 Cluster = list[tuple[CoupledGroup, set[int]]]  # groups cut in one edit, each with the indices of the units it keeps
+
+
+def coupled(model: nn.Module, context: Context, attention: str = "heads") -> tuple[list[CoupledGroup], list[Pinned]]:
+    """Return the coupled groups of a model, and what is pinned; a model that cannot be traced has none, and the notes say so.
+
+    Trials on the same weights trace once: the context's memory keeps the result.
+
+    Args:
+        model: it comes back as it was.
+        context: example, device and memory.
+        attention: as of `coupled_groups`.
+    """
+    known = ("coupled", attention, str(model), tuple(named_tensors(model)), digest(model))
+    if known not in context.memory:
+        args, kwargs = as_call(example_inputs(context.data, context.device))
+        try:
+            context.memory[known] = coupled_groups(model, args, kwargs, attention)
+        except ModelError as error:
+            context.leave("", str(error))
+            return [], []
+    groups, pinned = context.memory[known]
+    return list(groups), list(pinned)
 
 
 def clusters(model: nn.Module, context: Context) -> list[list[CoupledGroup]]:
@@ -25,14 +47,8 @@ def clusters(model: nn.Module, context: Context) -> list[list[CoupledGroup]]:
         model: it comes back as it was.
         context: example, scope and device.
     """
-    args, kwargs = as_call(example_inputs(context.data, context.device))
-    try:
-        found, _ = coupled_groups(model, args, kwargs)
-    except ModelError as error:
-        context.leave("", str(error))
-        return []
     alike: dict[str | int, list[CoupledGroup]] = {}
-    for place, group in enumerate(found):
+    for place, group in enumerate(coupled(model, context)[0]):
         alike.setdefault(group.size or place, []).append(group)
     return [
         groups

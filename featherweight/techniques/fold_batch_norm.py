@@ -33,6 +33,8 @@ class FoldBatchNorm(Technique):
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Swap of each layer (with a bias), and then one of each norm by an identity."""
+        if not any(context.targets(model, *_NORMS)):
+            return  # and the model need not be traced
         try:
             pairs = dict(norm_pairs(model, context))
         except ModelError as error:

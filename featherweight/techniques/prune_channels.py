@@ -10,13 +10,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from featherweight.data import as_call, example_inputs
 from featherweight.edits import Edit, Write, named_tensors
-from featherweight.errors import ModelError
-from featherweight.graph import CoupledGroup, coupled_groups
+from featherweight.graph import CoupledGroup
 from featherweight.technique import Context, Edits, Stage, Technique, Untouched, setting
 from featherweight.techniques.apart import layer_swaps
-from featherweight.techniques.cuts import Cluster, Remaining, keep_edit
+from featherweight.techniques.cuts import Cluster, Remaining, coupled, keep_edit
 from featherweight.techniques.importance import FROM_DATA, KINDS, importance, within
 from featherweight.techniques.reconstruction import reconstructed
 from featherweight.techniques.unit_costs import unit_macs
@@ -62,12 +60,7 @@ class PruneChannels(Technique):
         """Yield a Keep for each set of coupled groups in scope that must be cut together, and a Write after it to refit."""
         if self.ratio:
             yield from layer_swaps(model, context)
-        args, kwargs = as_call(example_inputs(context.data, context.device))
-        try:
-            groups, pinned = coupled_groups(model, args, kwargs, attention=self.attention)
-        except ModelError as error:
-            context.leave("", str(error))
-            return
+        groups, pinned = coupled(model, context, self.attention)
         for pin in pinned:
             if context.in_scope(pin.tensor.rpartition(".")[0]):
                 context.leave(pin.tensor.rpartition(".")[0], pin.reason)

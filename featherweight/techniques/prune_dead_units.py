@@ -9,14 +9,13 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from featherweight.data import Inputs, as_call, example_inputs, forward, tensors
+from featherweight.data import Inputs, example_inputs, forward, tensors
 from featherweight.edits import Keep, named_tensors
-from featherweight.errors import ModelError
-from featherweight.graph import CoupledGroup, coupled_groups
+from featherweight.graph import CoupledGroup
 from featherweight.masking import masked
 from featherweight.modes import evaluating
 from featherweight.technique import Context, Edits, Stage, Technique
-from featherweight.techniques.cuts import Cluster, Remaining, keep_edit
+from featherweight.techniques.cuts import Cluster, Remaining, coupled, keep_edit
 from featherweight.techniques.importance import indices, makes, within
 
 _TOLERANCE = 1e-5  # of the largest output, for sums in another order
@@ -40,12 +39,7 @@ class PruneDeadUnits(Technique):
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield a Keep for each set of coupled groups that has dead units."""
         inputs = example_inputs(context.data, context.device)
-        args, kwargs = as_call(inputs)
-        try:
-            groups, _ = coupled_groups(model, args, kwargs)
-        except ModelError as error:
-            context.leave("", str(error))
-            return
+        groups, _ = coupled(model, context)
         inside = [group for group in groups if within(model, group, context)]
         remaining: Remaining = {}
         for cluster in _clusters(inside, dead_units(model, inside)):

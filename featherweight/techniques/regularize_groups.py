@@ -8,11 +8,10 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from featherweight.data import as_call, example_inputs
 from featherweight.edits import Write, named_tensors
-from featherweight.errors import ModelError
-from featherweight.graph import CoupledGroup, coupled_groups
+from featherweight.graph import CoupledGroup
 from featherweight.technique import Context, Edits, Technique, setting
+from featherweight.techniques.cuts import coupled
 from featherweight.techniques.importance import indices, sums, within
 from featherweight.techniques.train import Training, fit
 
@@ -41,12 +40,7 @@ class RegularizeGroups(Technique):
 
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Train in place, and yield one Write that says so."""
-        args, kwargs = as_call(example_inputs(context.data, context.device))
-        try:
-            groups, _ = coupled_groups(model, args, kwargs)
-        except ModelError as error:
-            context.leave("", str(error))
-            return
+        groups, _ = coupled(model, context)
         inside = [group for group in groups if within(model, group, context)]
         penalty = _Penalty(model, inside, self.strength, self.epochs)
         if not penalty.groups:

@@ -1,5 +1,6 @@
 """Folding: the same function to rounding, the norm gone, and nothing folded that must not be."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -7,7 +8,7 @@ from featherweight.data import Data
 from featherweight.running import run
 from featherweight.scoping import only
 from featherweight.technique import Context
-from featherweight.techniques import FoldBatchNorm
+from featherweight.techniques import FoldBatchNorm, fold_batch_norm
 from featherweight.zoo import randomise, small_models
 
 
@@ -20,6 +21,12 @@ def fold(model, example, technique=None):
 def same(model, output, example):
     with torch.no_grad():
         return torch.allclose(model(example), output(example), atol=1e-5)
+
+
+def test_a_model_without_norms_is_not_traced(monkeypatch):
+    monkeypatch.setattr(fold_batch_norm, "norm_pairs", lambda *given: pytest.fail("traced"))
+    _, edits, context = fold(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.ones(1, 2))
+    assert (edits, context.untouched) == ([], [])
 
 
 def test_by_hand():

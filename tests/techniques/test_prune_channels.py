@@ -12,7 +12,7 @@ from featherweight.measurement import structure
 from featherweight.running import run
 from featherweight.scoping import only
 from featherweight.technique import Context
-from featherweight.techniques import PruneChannels
+from featherweight.techniques import PruneChannels, cuts
 from featherweight.techniques.unit_costs import unit_macs
 from featherweight.zoo import randomise, small_models
 
@@ -300,6 +300,21 @@ def test_what_cannot_be_traced_is_said():
     _, edits, context = prune(Untraceable(), torch.ones(1, 2))
     assert not edits
     assert "traced" in context.untouched[0].reason
+
+
+def test_trials_on_the_same_weights_trace_once(monkeypatch):
+    """Another ratio is not traced anew; other weights, another structure of the same weights and the other units of attention are."""
+    traced = []
+    monkeypatch.setattr(cuts, "coupled_groups", lambda *given: traced.append(given[3]) or coupled_groups(*given))
+    context = Context(data=Data(example=torch.ones(1, 2)), seed=1)
+    model = pair()
+    outputs = [run(PruneChannels(ratio=ratio), model, context).model[0].out_features for ratio in (0.25, 0.5)]
+    assert (outputs, traced) == ([3, 2], ["heads"])
+    run(PruneChannels(ratio=0.5, attention="width"), model, context)
+    run(PruneChannels(ratio=0.5), nn.Sequential(model[0], nn.Tanh(), model[2]), context)
+    model[0].bias.data += 1
+    run(PruneChannels(ratio=0.5), model, context)
+    assert traced == ["heads", "width", "heads", "heads"]
 
 
 def test_ranking_by_multiply_adds_takes_the_dear_units_first():
