@@ -89,13 +89,13 @@ class Contest:
 
     def _compared(self, strength: Strength) -> tuple[str, Strength]:
         """The mix that heals best, and its strength."""
-        running = dict.fromkeys(self._entrants(strength), strength)
+        running = self._entrants(strength)
         rungs, steps = self._rungs(strength), self._steps(strength)
         for times, several in rungs:
             told: dict[str, float] = {}
             for name, own in running.items():
                 told[name], result = self._heal(own.shorter(times), name, steps)
-                running[name] = self._resized(own, result, fills=len(rungs) > 1)
+                running[name] = self._resized(own, result)
             better = sorted(told, key=told.__getitem__)[: math.ceil(len(told) / several)]
             running = {name: running[name] for name in better}
         best = next(iter(running))
@@ -136,16 +136,20 @@ class Contest:
         costs are limited that training hardly changes: mixes heal at different speeds. Else one round.
         """
         quick = self._steps(strength) is None and self._job.quick and self._job.request.trials > 1
-        scored = any(self._job.request.budget.limit(name) is not None for name in ("drop", "latency"))
-        return _RUNGS if quick and not scored else _ONE_ROUND
+        return _RUNGS if quick and self._fills else _ONE_ROUND
 
-    def _entrants(self, strength: Strength) -> list[str]:
-        """The mixes to compare, none that comes to the same as one before it."""
+    @cached_property
+    def _fills(self) -> bool:
+        """Whether a file that leaves much of a limited size is made larger: neither a score nor seconds ask for a small one."""
+        return all(self._job.request.budget.limit(name) is None for name in ("drop", "latency"))
+
+    def _entrants(self, strength: Strength) -> dict[str, Strength]:
+        """The mixes to compare, none that comes to the same as one before it, and the strength of each."""
         recipes: dict[Recipe, str] = {}
         for name in self._names(strength):
             recipes.setdefault(self.recipe(strength.shorter(), name), name)
         found = list(recipes.values())
-        return found if self._steps(strength) is None else self._nearest(strength, found)
+        return dict.fromkeys(found, strength) if self._steps(strength) is None else self._nearest(strength, found)
 
     def _names(self, strength: Strength) -> list[str]:
         """As many named mixes as there may be trials, and where trainings are quick more that are drawn."""
@@ -166,17 +170,19 @@ class Contest:
         data = dataclasses.replace(self._job.data, calibrate=self._job.data.validate)
         return Reference(self._job.model, Context(data=data), _COMPARED)
 
-    def _nearest(self, strength: Strength, names: list[str]) -> list[str]:
-        """The mixes whose untrained candidates are nearest to the original, where training takes long: as many as are trained."""
-        if len(names) <= _FINALISTS:
-            return names
-        told = {
-            name: self._reference.divergence(
-                self._job.execute(self.recipe(strength, name, trains=False), by_user=False, measure=False).model
-            )
-            for name in names
-        }
-        return sorted(told, key=told.__getitem__)[:_FINALISTS]
+    def _nearest(self, strength: Strength, names: list[str]) -> dict[str, Strength]:
+        """The mixes whose untrained candidates are nearest to the original, where training takes long: as many as are trained.
+
+        What each made of the same strength is of another size, and so each gets its own.
+        """
+        if len(names) == 1:
+            return {names[0]: strength}
+        told, resized = {}, {}
+        for name in names:
+            recipe = self.recipe(strength, name, trains=False)
+            result = self._job.execute(recipe, by_user=False, measure=False)
+            told[name], resized[name] = self._reference.divergence(result.model), self._resized(strength, result)
+        return {name: resized[name] for name in sorted(told, key=told.__getitem__)[:_FINALISTS]}
 
     def _heal(self, strength: Strength, name: str, steps: int | None, about: str = "") -> tuple[float, Result]:
         """The divergence of a mix after the training of a strength, of so many steps an epoch, and the candidate."""
@@ -187,18 +193,12 @@ class Contest:
         job.progress(f"{about or f'mix {name}'}: {found:.4f} nats from the original after {trained}", 1.0)
         return found, result
 
-    def _resized(self, strength: Strength, result: Result, fills: bool) -> Strength:
-        """The strength itself where the candidate's file fits, else the one at which it would.
-
-        Args:
-            strength: of the candidate.
-            result: the candidate.
-            fills: whether a file that leaves much of the limit is made larger.
-        """
+    def _resized(self, strength: Strength, result: Result) -> Strength:
+        """The strength itself where the candidate's file is as large as it may be, else the one at which it would be."""
         limit = self._job.request.budget.limit("size")
         if limit is None:
             return strength
         size, allowed = self._job.size(result), limit.allowed(self._job.before.size_bytes)
-        if size <= allowed and not (fills and size < FULL * allowed):
+        if size <= allowed and not (self._fills and size < FULL * allowed):
             return strength
         return strength.resized(size, ROOM * allowed, self._costs)
