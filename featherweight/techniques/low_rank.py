@@ -56,7 +56,7 @@ class LowRank(Technique):
     from all together, where the least energy goes (`spread`: shares of each layer's own, with `fisher` all of one unit); or
     `ratio` of the directions that variational Bayes calls noise (`bayes`; 1 removes all).
     Where every layer loses the same share, one that gives the model's outputs and has a quarter as many as inputs, or fewer, stays
-    dense, unless it is alone in scope: fewer ranks than classes confuse some of them, and save little.
+    dense, unless `only` names it alone or it is most of the model: fewer ranks than classes confuse some of them, and save little.
     With `sequential` each layer is fitted to what reaches it through those already factored. Attention is first taken apart
     into linear layers. A layer whose factors are not smaller is left dense; so are grouped and specially padded convolutions.
 
@@ -102,7 +102,13 @@ class LowRank(Technique):
 
     def _without_heads(self, model: nn.Module, context: Context, layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
         """The layers without those that give the outputs, which are recorded as left dense."""
-        if self.rank != "ratio" or len(layers) < 2:
+        if len(layers) > 1:
+            forced = self.rank == "ratio"
+        else:  # the only one, of a model that has all but this in layers of other kinds
+            whole = sum(weight.numel() for weight in model.parameters())
+            small = all(2 * layer.get_parameter("weight").numel() < whole for layer in layers.values())
+            forced = self.rank in ("ratio", "spread") and small and not context.scope
+        if not forced:
             return layers
         left = [path for path in output_layers(model, context, layers) if like_a_head(*_weight(layers[path]).shape)]
         for path in left:

@@ -288,6 +288,25 @@ def test_what_gives_the_outputs_keeps_its_rank_where_all_lose_the_same_share(las
     assert [edit.path for edit in edits] == ["2"], "alone"
 
 
+@pytest.mark.parametrize("rank", ["ratio", "spread"])
+def test_the_head_of_a_recurrent_network_keeps_its_rank(rank):
+    """It is the only layer that could be factored, and a small part of the weights."""
+
+    class Listener(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(8, 32, batch_first=True), nn.Linear(32, 6)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0][:, -1])
+
+    _, edits, context = factor(Listener(), torch.ones(2, 5, 8), rank=rank, ratio=0.7)
+    assert edits == []
+    assert [note.path for note in context.untouched] == ["head"]
+    _, edits = run(only("head", LowRank(rank=rank, ratio=0.7)), Listener(), context)
+    assert [edit.path for edit in edits] == ["head"]
+
+
 def test_every_head_keeps_its_rank():
     class Two(nn.Module):
         def __init__(self):
