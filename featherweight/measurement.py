@@ -23,6 +23,7 @@ from featherweight.errors import ExportError, ModelError
 from featherweight.latency import Latency
 from featherweight.modes import evaluating
 from featherweight.runtimes.onnxruntime import Session
+from featherweight.runtimes.overflow import exact, instructions
 from featherweight.runtimes.protocol import by_name
 from featherweight.scoring import Score, evaluate_outputs
 
@@ -147,10 +148,13 @@ def peak_bytes(model: bytes, data: Data) -> int:
     feeds = by_name(Session(model).inputs, example_inputs(data, batch=1))
     with tempfile.TemporaryDirectory() as folder:
         path, inputs = Path(folder) / "model.onnx", Path(folder) / "inputs.npz"
-        path.write_bytes(model)
+        path.write_bytes(exact(model))
         np.savez(inputs, **feeds)  # type: ignore[arg-type]
         done = subprocess.run(
-            [sys.executable, "-c", _PEAK_PROGRAM, str(path), str(inputs)], capture_output=True, text=True, check=False
+            [sys.executable, "-c", _PEAK_PROGRAM, str(path), str(inputs)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     if done.returncode:
         raise ExportError(
@@ -159,28 +163,22 @@ def peak_bytes(model: bytes, data: Data) -> int:
     return int(done.stdout)
 
 
+_TOLD = frozenset({"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "avx512_bf16"})
+
+
 def machine() -> dict[str, Any]:
     """Return what a figure's reader must know of this machine: CPU, its integer instructions, versions, threads."""
     import platform
 
     import onnxruntime
 
-    cpu, flags = platform.processor() or platform.machine(), set()
-    info = Path("/proc/cpuinfo")
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                cpu = value.strip()
-            elif key.strip() == "flags":
-                flags = {
-                    flag
-                    for flag in value.split()
-                    if flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "avx512_bf16")
-                }
+        lines = (line.partition(":") for line in info.read_text().splitlines())
+        cpu = next((name.strip() for key, _, name in lines if key.strip() == "model name"), cpu)
     return {
         "cpu": cpu,
-        "features": sorted(flags),
+        "features": sorted(instructions() & _TOLD),
         "threads": 1,
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,

@@ -16,6 +16,7 @@ import onnxruntime
 
 from featherweight.errors import DataError, ExportError
 from featherweight.integer_graph import layers
+from featherweight.runtimes.overflow import exact
 from featherweight.runtimes.protocol import (
     FLOAT32,
     INT8,
@@ -84,7 +85,7 @@ class Session(Program):
         if not optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(exact(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises its own unexported classes
             raise ExportError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
         self.inputs = tuple(value.name for value in self._session.get_inputs())
@@ -143,7 +144,7 @@ def optimized(model: bytes) -> list[onnx.NodeProto]:
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(path)
         options.log_severity_level = 4
-        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(exact(model), options, providers=["CPUExecutionProvider"])
         return list(onnx.load(path).graph.node)
 
 

@@ -10,6 +10,7 @@ from featherweight.errors import DataError, ExportError
 from featherweight.runtimes.lengths import without_lengths
 from featherweight.runtimes.loops import closed
 from featherweight.runtimes.openvino_recurrent import named, with_integers
+from featherweight.runtimes.overflow import sums_overflow
 from featherweight.runtimes.protocol import (
     BF16,
     FLOAT32,
@@ -48,7 +49,8 @@ class OpenVino(Runtime):
                 whole = without_lengths(subject.onnx)
                 model = openvino.Core().read_model(signed(closed(whole)))
                 named(model, whole)
-                with_integers(openvino, model, {path for path, integers in subject.layers().items() if integers})
+                if not sums_overflow():
+                    with_integers(openvino, model, {path for path, integers in subject.layers().items() if integers})
                 folder.mkdir(parents=True, exist_ok=True)
                 openvino.save_model(model, path, compress_to_fp16=False)
         except Exception as error:  # openvino raises bare RuntimeErrors
@@ -93,6 +95,7 @@ class Compiled(Program):
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
             "PERF_COUNT": clocked,
+            **({"LP_TRANSFORMS_MODE": "NO"} if sums_overflow() else {}),  # nothing is computed with integers then
         }
         self.inputs = tuple(value.any_name for value in model.inputs)
         self._loose = [value.partial_shape for value in model.inputs]
