@@ -20,6 +20,7 @@ from featherweight.integer_graph import layers
 from featherweight.latency import Latency
 from featherweight.runtimes import FORMATS, RUNTIMES, Subject, find_runtime, inductor, installed
 from featherweight.runtimes.onnxruntime import Session, audit
+from featherweight.runtimes.overflow import sums_overflow
 from featherweight.runtimes.signed import signed
 from featherweight.techniques import QuantizeStatic
 
@@ -95,10 +96,11 @@ def test_a_runtime_computes_what_pytorch_computes_for_any_batch(name, residual, 
 def test_all_layers_of_a_residual_network_are_integers(name, residual, tmp_path):
     _, whole, batch, expected = residual
     made = deliver(whole, name, tmp_path, batch, expected)
+    floats = name == "openvino" and sums_overflow()
     assert {row["path"]: row["runs"] for row in made.layers} == dict.fromkeys(
-        ("stem", "first", "second", "last", "linear"), "int8"
+        ("stem", "first", "second", "last", "linear"), "float32" if floats else "int8"
     )
-    assert made.missed() == []
+    assert floats or made.missed() == []
 
 
 def pooled():
