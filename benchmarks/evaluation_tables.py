@@ -4,8 +4,8 @@
         [--budgets 8x] [--recipes bits joint] [--workers 2]
 
 Cells lie in the benchmarks' cache and are never run twice: a sitting may be killed at any time, and `--seeds 1` completes one seed
-everywhere before the second. Tables and pages go to `benchmarks/results/comparisons/` once all budgets and recipes are asked for; a
-network counts once all its cells are done.
+everywhere before the second. Tables and pages go to `benchmarks/results/comparisons/` once all budgets and recipes are asked for, and
+with them the cells until all seeds are done, so that another machine goes on; a network counts once all its cells are done.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import letters
@@ -67,6 +68,8 @@ NETWORKS = {
 def compared(name: str, seeds: int, recipes: Sequence[str], budgets: Sequence[str], workers: int) -> Comparison:
     """Run what is missing of a network's table."""
     network, folder = NETWORKS[name], cache() / f"compare-{name}"
+    if (committed := FOLDER / "comparisons" / name / "cells").exists():
+        _copied(committed, folder / "cells")
     command = f"python benchmarks/evaluation_tables.py {name}"
     return compare(
         network.task,
@@ -82,12 +85,23 @@ def compared(name: str, seeds: int, recipes: Sequence[str], budgets: Sequence[st
     )
 
 
-def shown(name: str) -> None:
-    """Copy table and page of a network to the results."""
-    there = FOLDER / "comparisons" / name
+def shown(name: str, whole: bool) -> None:
+    """Copy table and page of a network to the results, and its cells where they are not the whole yet."""
+    here, there = cache() / f"compare-{name}", FOLDER / "comparisons" / name
     there.mkdir(parents=True, exist_ok=True)
     for file in ("results.csv", "report.html"):
-        shutil.copy(cache() / f"compare-{name}" / file, there / file)
+        shutil.copy(here / file, there / file)
+    shutil.rmtree(there / "cells", ignore_errors=True)
+    if not whole:
+        _copied(here / "cells", there / "cells")
+
+
+def _copied(cells: Path, to: Path) -> None:
+    """Copy facts and scores of cells that are not there, compressed models apart."""
+    to.mkdir(parents=True, exist_ok=True)
+    for file in cells.iterdir():
+        if file.suffix in (".json", ".npz", ".npy", ".yaml") and not (to / file.name).exists():
+            shutil.copy(file, to / file.name)
 
 
 def on_front(found: Comparison) -> dict[str, Any]:
@@ -120,7 +134,7 @@ def main() -> None:
         found = compared(name, asked.seeds, asked.recipes, asked.budgets, asked.workers)
         if set(asked.budgets) != set(BUDGETS) or set(asked.recipes) != set(RECIPES):
             continue
-        shown(name)
+        shown(name, whole=asked.seeds >= SEEDS)
         done = kept(NAME)
         done[name] = {
             "seeds": asked.seeds,

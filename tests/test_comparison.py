@@ -1,5 +1,6 @@
 """One comparison, small and whole: the same rules for all, cells on disk, tables, ranking, and commands that repeat a row."""
 
+import copy
 import csv
 import json
 import os
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from featherweight import compare
+from featherweight import compare, measurement
 from featherweight.artifact import load
 from featherweight.comparison.cells import Cell
 from featherweight.comparison.contenders import BASELINES, CONTENDERS, chosen
@@ -203,6 +204,31 @@ def test_nothing_is_run_twice_and_what_is_missing_is(compared, folder, clusters,
     assert [[row.get(key) for key in same] for row in again.rows] == [
         [row.get(key) for key in same] for row in compared.rows
     ]
+
+
+def test_a_machine_of_another_kind_goes_on_with_new_seeds(compared, folder, clusters, own, monkeypatch, tmp_path):
+    """The original of a finished seed, which comes to other weights there, is not opened; that of a seed with a cell missing is."""
+    copied, machine, opened = shutil.copytree(folder, tmp_path / "copied"), measurement.machine(), []
+    monkeypatch.setattr(measurement, "machine", lambda: {**machine, "cpu": "another"})
+
+    def originals(seed):
+        opened.append(seed)
+        model = copy.deepcopy(clusters.model)
+        with torch.no_grad():
+            model.head.bias += 0.01
+        return Task(model, clusters.data)
+
+    rules = {**RULES, "seeds": 2, "name": compared.task, "budgets": "4x"}
+    both = compare(originals, str(own), out=copied, **rules)
+    assert opened == [1]
+    assert [row["seed"] for row in both.rows] == [0] * 5 + [1] * 5
+    assert both.rows[:5] == [row for row in compared.rows if row["budget"] != "300B"]
+    assert both.machine == {**machine, "cpu": [machine["cpu"], "another"]}
+    with (copied / "results.csv").open() as file:
+        assert [row["protocol_cpu"] for row in csv.DictReader(file)] == [machine["cpu"]] * 5 + ["another"] * 5
+    (copied / "cells" / "mine-4x-0.json").unlink()
+    with pytest.raises(ArtifactError, match="compares another model"):
+        compare(originals, str(own), out=copied, **rules)
 
 
 @pytest.mark.parametrize("crew", [Crew(workers=2), Crew(ray="local")], ids=["processes", "cluster"])

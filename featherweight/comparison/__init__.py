@@ -59,7 +59,8 @@ def compare(
     one strength of it, found by halving on the bytes of the untrained file, meets the budget. Four baselines are always
     there: the original healed as long, a small network trained from scratch, channels removed at random, weights zeroed by
     magnitude. A finished cell lies in `OUT/cells/` and is never run again; a killed one goes on from its last epoch. Each cell
-    computes on one thread, here or in another process, so that all have the same; several processes fill the machine.
+    computes on one thread, here or in another process, so that all have the same; several processes fill the machine. A folder
+    may go on on a machine of another kind: seeds that are finished stay as they are, and a new seed is its own.
 
     Args:
         task: a model with its data, its name on the command line, or a function from a seed to one, where every seed has an
@@ -102,7 +103,7 @@ def compare(
     _open(folder, rules)
     cells = [cell for seed in wanted for cell in _cells(contenders, limits, seed, folder)]
     rows = _carried_out(CellBench(task, rules, cells, progress=progress), wanted, folder, rules, crew, progress)
-    originals = [json.loads(_original(folder, seed).read_text()) for seed in wanted]
+    originals = [{"machine": measuring.machine(), **json.loads(_original(folder, seed).read_text())} for seed in wanted]
     facts = Comparison(
         task=label,
         command=command,
@@ -114,7 +115,7 @@ def compare(
             "splits": originals[0]["splits"],
             **_provenance(),
         },
-        machine=measuring.machine(),
+        machine=_machines(originals),
         contenders=[{"name": one.name, "kind": one.kind, "about": one.about} for one in contenders],
         originals=originals,
         rows=rows,
@@ -165,6 +166,8 @@ def _carried_out(
     near, far = (functools.partial(CellBench, bench.sent, rules, cells, far) for far in (False, True))
     with crew.hired(bench, near, far, folder) as workers:
         for seed in seeds:
+            if _elsewhere(folder, seed) and not missing(seed):
+                continue
             _describe(bench.ground(seed), folder)
             if crew.alone:  # while this original is open
                 workers.run(missing(seed), done)
@@ -199,7 +202,27 @@ def _describe(ground: Ground, folder: Path) -> None:
             )
         return
     np.save(path.with_suffix(".npy"), ground.answers.score.samples.float().numpy())
+    described["machine"] = measuring.machine()
     path.write_text(json.dumps({**ground.describe(), **described}, indent=1) + "\n")
+
+
+def _elsewhere(folder: Path, seed: int) -> bool:
+    """Whether the original of a seed was measured on a CPU of another kind, where training comes to other weights."""
+    path, here = _original(folder, seed), measuring.machine()
+    if not path.exists():
+        return False
+    there = json.loads(path.read_text()).get("machine", here)
+    return any(there[name] != here[name] for name in ("cpu", "features"))
+
+
+def _machines(originals: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the machines of all seeds are: one value where they agree, else each."""
+    told: dict[str, list[Any]] = {}
+    for original in originals:
+        for name, value in original["machine"].items():
+            if value not in told.setdefault(name, []):
+                told[name].append(value)
+    return {name: values[0] if len(values) == 1 else [str(value) for value in values] for name, values in told.items()}
 
 
 def _original(folder: Path, seed: int) -> Path:

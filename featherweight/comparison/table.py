@@ -17,9 +17,10 @@ _LEFT_OUT = ("layers", "untouched", "drop_interval")
 
 def flat(comparison: Comparison) -> list[dict[str, Any]]:
     """Return the rows with plain values only: lists as JSON text, the protocol and the machine in every row."""
-    every = {**comparison.protocol, **comparison.machine, "task": comparison.task}
+    machines = {original["seed"]: original["machine"] for original in comparison.originals}
     rows = []
     for row in comparison.rows:
+        every = {**comparison.protocol, **machines[row["seed"]], "task": comparison.task}
         kept = {name: value for name, value in row.items() if name not in _LEFT_OUT}
         if row.get("drop_interval"):
             kept["drop_low"], kept["drop_high"] = row["drop_interval"]
