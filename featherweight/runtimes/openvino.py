@@ -149,7 +149,8 @@ class Compiled(Program):
                 ):  # a fused subgraph does not say how it computes inside
                     runs = UNKNOWN if facts["layerType"] == "Subgraph" else _PRECISIONS.get(facts["runtimePrecision"])
                     found.setdefault(name, runs or UNKNOWN)
-        return found
+        # weights may be stored as bytes then, which is what OpenVINO tells
+        return dict.fromkeys(found, FLOAT32) if sums_overflow() else found
 
     def _for_shapes(self, shapes: Any) -> Any:
         """The program for some shapes of the inputs, or for any."""
