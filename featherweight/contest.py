@@ -93,13 +93,14 @@ class Contest:
         rungs, steps = self._rungs(strength), self._steps(strength)
         for times, several in rungs:
             told: dict[str, float] = {}
+            trained: dict[str, tuple[Strength, int]] = {}
             for name, own in running.items():
                 told[name], result = self._heal(own.shorter(times), name, steps)
-                running[name] = self._resized(own, result)
+                trained[name], running[name] = (own, self._job.size(result)), self._resized(own, result)
             better = sorted(told, key=told.__getitem__)[: math.ceil(len(told) / several)]
             running = {name: running[name] for name in better}
         best = next(iter(running))
-        return best, running[best]
+        return best, self._fitting(best, running[best], *trained[best])
 
     def _slowed(self, strength: Strength) -> float:
         """The factor on the usual learning rates whose training ends nearest to the original; 1 where none is clearly nearer.
@@ -183,6 +184,24 @@ class Contest:
             result = self._job.execute(recipe, by_user=False, measure=False)
             told[name], resized[name] = self._reference.divergence(result.model), self._resized(strength, result)
         return {name: resized[name] for name in sorted(told, key=told.__getitem__)[:_FINALISTS]}
+
+    def _fitting(self, name: str, wanted: Strength, trained: Strength, size: int) -> Strength:
+        """The wanted strength of a mix, or the trained one where the wanted, milder one's file would be too large: sizes go in steps.
+
+        Args:
+            name: of the mix.
+            wanted: at which its file is as large as it may be, if sizes were in proportion.
+            trained: at which it has been trained.
+            size: bytes of its file then.
+        """
+        limit = self._job.request.budget.limit("size")
+        if limit is None or wanted.factor >= trained.factor:
+            return wanted
+        before, after = (
+            self._job.size(self._job.execute(self.recipe(one, name, trains=False), by_user=False, measure=False))
+            for one in (trained, wanted)
+        )
+        return wanted if size * after / before <= limit.allowed(self._job.before.size_bytes) else trained
 
     def _heal(self, strength: Strength, name: str, steps: int | None, about: str = "") -> tuple[float, Result]:
         """The divergence of a mix after the training of a strength, of so many steps an epoch, and the candidate."""
