@@ -10,6 +10,7 @@ from featherweight import Context, Data, run
 from featherweight.agreement import expected_outputs
 from featherweight.delivery import deliver, subject
 from featherweight.runtimes import RUNTIMES, installed
+from featherweight.runtimes.overflow import sums_overflow
 from featherweight.techniques import QuantizeStatic
 
 
@@ -48,7 +49,8 @@ def test_the_convolution_adds_the_zeros(runtime, tmp_path):
     assert operators(whole).count("QuantizeLinear") == 3  # what enters each convolution, and no more
     found = deliver(whole, runtime, tmp_path, batch, expected_outputs(model, batch), model)
     assert found.agreement.sqnr_db > 35
-    if runtime not in ("litert", "executorch"):  # whose audits know no paths
+    floats = sums_overflow() and runtime.startswith("openvino")  # on this CPU
+    if runtime not in ("litert", "executorch") and not floats:  # whose audits know no paths
         # ONNX Runtime wants a grid behind a convolution, and the network's outputs stay float
         assert {row["path"] for row in found.missed()} <= {"narrow"}
 

@@ -227,6 +227,10 @@ def test_under_mixed_precision_it_follows_pytorch():
     ours, _ = swapped(theirs)
     with torch.autocast("cpu", dtype=torch.bfloat16), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        same(ours(drawn(STEPS, BATCH, INPUTS)), theirs(drawn(STEPS, BATCH, INPUTS)))
+        try:
+            expected = theirs(drawn(STEPS, BATCH, INPUTS))
+        except RuntimeError as error:  # of oneDNN, on AVX2
+            pytest.skip(f"PyTorch has no LSTM in bfloat16 on this CPU: {error}")
+        same(ours(drawn(STEPS, BATCH, INPUTS)), expected)
     double, _ = swapped(Holder(nn.LSTM(INPUTS, HIDDEN)).double())
     assert double(drawn(STEPS, BATCH, INPUTS).double())[0].dtype == torch.float64
