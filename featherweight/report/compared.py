@@ -21,9 +21,9 @@ class Comparison:
         command: the exact command line or Python call that reproduces it.
         created: ISO date of the last run.
         protocol: `epochs`, `tries`, `budgets`, `seeds`, `splits` (samples of each), `device`, `versions`, `commit`, `watts`.
-        machine: as `measurement.machine()` gives it.
+        machine: as `measurement.machine()` gives it; a list where seeds are from machines of several kinds.
         contenders: one a recipe: `name`, `kind`, `about`.
-        originals: one a seed: `bytes`, `score`, `macs`, `params`, `peak_bytes`, `sensitivity` by layer, `notes`.
+        originals: one a seed: `bytes`, `score`, `macs`, `params`, `peak_bytes`, `sensitivity` by layer, `notes`, `machine`.
         rows: one a cell, as `comparison.cells` makes them.
         ranking: one a contender and budget, over the seeds: means, intervals, and whether it is as good as the best.
         answers: one a budget: `budget`, `allowed`, `recipe`, `text`.
