@@ -102,12 +102,10 @@ class LowRank(Technique):
 
     def _without_heads(self, model: nn.Module, context: Context, layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
         """The layers without those that give the outputs, which are recorded as left dense."""
-        if len(layers) > 1:
-            forced = self.rank == "ratio"
-        else:  # the only one, of a model that has all but this in layers of other kinds
-            whole = sum(weight.numel() for weight in model.parameters())
-            small = all(2 * layer.get_parameter("weight").numel() < whole for layer in layers.values())
-            forced = self.rank in ("ratio", "spread") and small and not context.scope
+        forced = self.rank == "ratio" and len(layers) > 1
+        if len(layers) == 1 and self.rank in ("ratio", "spread") and not context.scope:
+            (layer,) = layers.values()  # all other weights may be in layers of other kinds
+            forced = 2 * layer.get_parameter("weight").numel() < sum(weight.numel() for weight in model.parameters())
         if not forced:
             return layers
         left = [path for path in output_layers(model, context, layers) if like_a_head(*_weight(layers[path]).shape)]
