@@ -229,6 +229,10 @@ def test_a_machine_of_another_kind_goes_on_with_new_seeds(compared, folder, clus
     (copied / "cells" / "mine-4x-0.json").unlink()
     with pytest.raises(ArtifactError, match="compares another model"):
         compare(originals, str(own), out=copied, **rules)
+    for row in both.rows[:5]:
+        (copied / "cells" / f"{row['recipe']}-{row['budget']}-0.json").unlink(missing_ok=True)
+    anew = compare(originals, str(own), out=copied, **rules)
+    assert anew.machine["cpu"] == "another", "of the first machine's seed nothing was left but its original"
 
 
 @pytest.mark.parametrize("crew", [Crew(workers=2), Crew(ray="local")], ids=["processes", "cluster"])

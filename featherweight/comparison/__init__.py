@@ -166,8 +166,11 @@ def _carried_out(
     near, far = (functools.partial(CellBench, bench.sent, rules, cells, far) for far in (False, True))
     with crew.hired(bench, near, far, folder) as workers:
         for seed in seeds:
-            if _elsewhere(folder, seed) and not missing(seed):
-                continue
+            if _elsewhere(folder, seed):
+                if not missing(seed):
+                    continue
+                if not any(cell.seed == seed and cell.stored() is not None for cell in cells):
+                    _original(folder, seed).unlink()  # it was measured there, and nothing made of it
             _describe(bench.ground(seed), folder)
             if crew.alone:  # while this original is open
                 workers.run(missing(seed), done)
