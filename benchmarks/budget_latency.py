@@ -85,7 +85,7 @@ def _tried(name: str, runtime: str) -> list[dict[str, Any]]:
             asked.append(strength)
             return candidates.cheap(strength)
 
-        first_strength(Budget.parse(f"latency<={share:.0%}"), candidates.costs, cheap, 1)
+        first_strength(Budget.parse(f"latency<={share:.0%}"), candidates.costs, cheap, 1, candidates.integers)
         first, last = (_measured(candidates, strength) for strength in (asked[0], asked[-1]))
         row = {"share": share, "first": first, "last": last, "tries": len(asked), "seconds": round(spent, 1)}
         sys.stderr.write(f"{name} {runtime} {row}\n")

@@ -11,23 +11,30 @@ from torch import nn
 from featherweight import measurement as measuring
 from featherweight.allocation import EIGHTHS, PREPARED, Tables, loose_parameters, tables_of, with_seconds
 from featherweight.contest import Contest
+from featherweight.edits import Edit
 from featherweight.errors import DivergedError
 from featherweight.job import MARGIN, Job, Result, file_floor
 from featherweight.mixes import MIXES
 from featherweight.portable import assemble
 from featherweight.running import run
 from featherweight.scoring import evaluate
-from featherweight.search import Strength, Trial, search
+from featherweight.search import Strength, Trial, first_strength, search
 from featherweight.technique import Context, Recipe
 from featherweight.techniques import FoldBatchNorm, QuantizeStatic, RoundParameters
 from featherweight.untrained import Untrained
 
 _SPARED = 4  # times shorter than the whole a training must be to be worth trying first
 _CORRECTIONS = 6  # of the seconds of one mix
+_FASTER = 0.9  # of the time of floats, that integers may take: what rounds activations for less gives accuracy away
 
 
 class Candidates:
     """What the search may ask of a job.
+
+    Attributes:
+        costs: of the original, as of `search`, and `floor`, as of `mixed`.
+        integers: whether limited seconds ask for activations of 8 bits: not where the runtime computes them no faster than floats,
+            as on x86 without VNNI, or where layers are so small that conversions take longer.
 
     Args:
         job: started.
@@ -52,24 +59,45 @@ class Candidates:
         rounded, _ = run(RoundParameters(), prepared, replace(context, scope=(kept,))) if kept else (prepared, [])
         self.costs["floor"] = float(file_floor(rounded, edits, job.graph_of(prepared, edits), kept))
         self.priced: dict[Recipe, dict[str, float]] = {}  # by untrained recipe
+        self.integers = True
         self.contest: Contest | Untrained
         if job.data.train is None:
             self.contest = Untrained(job, self.price, self.costs)
         else:
-            self.contest = Contest(job, self._tables(prepared, context), self.costs)
+            self.contest = Contest(job, self._tables(prepared, edits, context), self.costs)
 
-    def _tables(self, prepared: nn.Module, context: Context) -> Tables:
+    def _tables(self, prepared: nn.Module, edits: list[Edit], context: Context) -> Tables:
         """Damage and costs of every treatment of the prepared model, in seconds too where they are limited."""
         if "latency" not in self.costs:
             return tables_of(prepared, context)
+        whole = self._shipped(prepared, edits)
+        return with_seconds(
+            tables_of(prepared, context, shares=EIGHTHS), prepared, context, whole, self.whole, self.job.table
+        )
+
+    def _shipped(self, prepared: nn.Module, edits: list[Edit]) -> bytes:
+        """The prepared model, nothing cut, in the form that its runtime computes fastest, which `integers` says."""
         job = self.job
         plain = job.execute(Recipe((FoldBatchNorm(), QuantizeStatic())), by_user=False, measure=False)
-        whole, tables = assemble(plain.graph, plain.model.state_dict()), tables_of(prepared, context, shares=EIGHTHS)
-        return with_seconds(tables, prepared, context, whole, self.whole, job.table)
+        forms = {
+            True: assemble(plain.graph, plain.model.state_dict()),
+            False: assemble(job.graph_of(prepared, edits), prepared.state_dict()),
+        }
+        took = {integers: job.table.candidate(form, self.whole, job.data) for integers, form in forms.items()}
+        self.integers = took[True] <= _FASTER * took[False]
+        if not self.integers:
+            job.progress(
+                f"integers take {took[True] / took[False]:.0%} of the time of floats: activations stay floats", 0.0
+            )
+        return forms[self.integers]
+
+    def first_strength(self) -> Strength:
+        """Return the strength that the search starts at."""
+        return first_strength(self.budget, self.costs, self.cheap, self.job.epochs, self.integers)
 
     def search(self) -> list[Trial]:
         """Return the trials, the best last."""
-        return search(self.budget, self.costs, self.cheap, self.full, self.job.epochs, self.job.request.trials)
+        return search(self.budget, self.costs, self.first_strength(), self.full, self.job.request.trials)
 
     def cheap(self, strength: Strength) -> dict[str, float]:
         """Return the costs of the untrained candidate."""

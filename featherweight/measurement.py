@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from featherweight import cpu
 from featherweight.costs import count_macs, original_bytes, parameters
 from featherweight.data import Data, Inputs, example_inputs, forward, rebuild, tensors
 from featherweight.errors import ExportError, ModelError
 from featherweight.latency import Latency
 from featherweight.modes import evaluating
 from featherweight.runtimes.onnxruntime import Session
-from featherweight.runtimes.overflow import exact, instructions
+from featherweight.runtimes.overflow import exact
 from featherweight.runtimes.protocol import by_name
 from featherweight.scoring import Score, evaluate_outputs
 
@@ -172,13 +173,9 @@ def machine() -> dict[str, Any]:
 
     import onnxruntime
 
-    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.exists():
-        lines = (line.partition(":") for line in info.read_text().splitlines())
-        cpu = next((name.strip() for key, _, name in lines if key.strip() == "model name"), cpu)
     return {
-        "cpu": cpu,
-        "features": sorted(instructions() & _TOLD),
+        "cpu": cpu.name(),
+        "features": sorted(cpu.instructions() & _TOLD),
         "threads": 1,
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,

@@ -69,7 +69,9 @@ def mixed(strength: Strength, mix: Mix | None, tables: Tables, original: dict[st
         return _uniform(wanted, tables, healing)
     offered = tables.scaled(mix)
     if strength.static:
-        offered = _integers(offered)
+        offered = _only(offered, bits=(8,))  # what integer kernels compute
+    elif math.isfinite(strength.seconds):
+        offered = _only(offered)  # the tables' seconds are of whole matrices
     limits = {strength.metric: strength.share * original[strength.metric]} if strength.share < 1 else {}
     if math.isfinite(strength.seconds):
         limits["seconds"] = strength.seconds
@@ -89,10 +91,10 @@ def _closest(tables: Tables, limits: dict[str, float], metric: str) -> Allocatio
         return solve(tables, {metric: least * _TIE})  # many choices take as long: the least damage of them
 
 
-def _integers(tables: Tables) -> Tables:
-    """Only what integer kernels compute: matrices of 8 bits."""
+def _only(tables: Tables, bits: tuple[int, ...] = ()) -> Tables:
+    """The treatments without factors, and of these bits where any are given."""
     rows = (
-        replace(row, treatments=tuple(one for one in row.treatments if one.bits == 8 and not one.rank))
+        replace(row, treatments=tuple(one for one in row.treatments if not one.rank and (not bits or one.bits in bits)))
         for row in tables.rows
     )
     return replace(tables, rows=tuple(rows))

@@ -17,7 +17,6 @@ from featherweight.job import Job, Progress
 from featherweight.latency import DEFAULT
 from featherweight.mixes import MIXES
 from featherweight.preflight import Request, find_clock, find_device
-from featherweight.search import first_strength
 from featherweight.technique import Context
 from featherweight.techniques import together
 from featherweight.techniques.train import Training, fit
@@ -70,7 +69,7 @@ def plan(
 def _planned(candidates: Candidates, trials: int) -> dict[str, Any]:
     job, budget = candidates.job, candidates.budget
     begin = time.perf_counter()
-    strength = first_strength(budget, candidates.costs, candidates.cheap, job.epochs)
+    strength = candidates.first_strength()
     if job.data.train is None:  # else it takes trainings to know
         _, strength = candidates.contest.winner(strength)
     costs = candidates.cheap(strength)

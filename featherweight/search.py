@@ -140,9 +140,7 @@ Cheap = Callable[[Strength], dict[str, float]]
 Full = Callable[[Strength], Trial]
 
 
-def search(
-    budget: Budget, original: dict[str, float], cheap: Cheap, full: Full, epochs: int, trials: int
-) -> list[Trial]:
+def search(budget: Budget, original: dict[str, float], start: Strength, full: Full, trials: int) -> list[Trial]:
     """Return the trials made, the best one last.
 
     The best is the smallest that holds when the budget limits the drop, else the one with the best score that holds;
@@ -151,12 +149,11 @@ def search(
     Args:
         budget: what to meet.
         original: the original's costs, for relative limits.
-        cheap: costs of a candidate without training.
+        start: as of `first_strength`.
         full: trains and scores a candidate, as long as it needs.
-        epochs: most of the gradual pruning in each trial.
         trials: most candidates to train.
     """
-    start, drop, size = first_strength(budget, original, cheap, epochs), budget.limit("drop"), budget.limit("size")
+    drop, size = budget.limit("drop"), budget.limit("size")
     made: list[Trial] = []
     allowed = size.allowed(original["size"]) if size is not None else math.inf
     for strength in _strengths(start, made, drop is not None, allowed, original):
@@ -166,7 +163,9 @@ def search(
     return sorted(made, key=lambda trial: _merit(trial, drop is not None))
 
 
-def first_strength(budget: Budget, original: dict[str, float], cheap: Cheap, epochs: int) -> Strength:
+def first_strength(
+    budget: Budget, original: dict[str, float], cheap: Cheap, epochs: int, integers: bool = True
+) -> Strength:
     """Return the mildest strength whose untrained candidate meets the limits that need no score; the strongest if none does.
 
     Args:
@@ -174,8 +173,10 @@ def first_strength(budget: Budget, original: dict[str, float], cheap: Cheap, epo
         original: the original's costs.
         cheap: costs of a candidate without training.
         epochs: of a trial.
+        integers: whether activations are quantized too where a latency is limited.
     """
-    start = _largest_share(budget, original, cheap, epochs)
+    static = integers and budget.limit("latency") is not None
+    start = _largest_share(budget, original, cheap, Strength(1.0, MILDEST, epochs, static))
     size, drop, latency = (budget.limit(name) for name in ("size", "drop", "latency"))
     allowed: dict[str, float] = {}
     if latency is not None:
@@ -238,11 +239,11 @@ def _strengths(
                 return
 
 
-def _largest_share(budget: Budget, original: dict[str, float], cheap: Cheap, epochs: int) -> Strength:
-    """The mildest strength whose untrained model meets what needs no score."""
+def _largest_share(budget: Budget, original: dict[str, float], cheap: Cheap, start: Strength) -> Strength:
+    """The start with the largest share whose untrained model meets what needs no score."""
     limits = [limit for name in ("params", "macs", "memory") if (limit := budget.limit(name)) is not None]
     metric = "params" if [limit.metric for limit in limits] == ["params"] else "macs"
-    start = Strength(1.0, MILDEST, epochs, budget.limit("latency") is not None, metric)
+    start = replace(start, metric=metric)
     if not limits:
         return start
     low, high = 0, len(_SHARES) - 1

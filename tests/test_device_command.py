@@ -33,9 +33,10 @@ calls = log.read_text() if log.exists() else ""
 log.write_text(calls + "x")
 if len(calls) == {fails_at}:
     sys.exit("board is off")
-tensors = onnx.load(sys.argv[1]).graph.initializer
+tensors = [one for one in onnx.load(sys.argv[1]).graph.initializer if len(one.dims) == 2]
+took = [one.dims[0] * one.dims[1] * ({code} if one.data_type == onnx.TensorProto.INT8 else 1) for one in tensors]
 print("warming up")
-print(json.dumps({{"seconds": sum(one.dims[0] * one.dims[1] for one in tensors if len(one.dims) == 2)}}))
+print(json.dumps({{"seconds": sum(took)}}))
 """
 WEIGHTS = 10 * 32 + 32 * 24 + 24 * 4
 
@@ -58,11 +59,14 @@ def even(monkeypatch):
 
 
 class Board:
-    """A device whose calls take a second a weight, and which counts them; the one that `fails_at` says, from 0, fails."""
+    """A device whose calls take a second a weight, and which counts them; the one that `fails_at` says, from 0, fails.
 
-    def __init__(self, folder, name="board", fails_at=-1):
+    A weight of 8 bits takes `code` seconds.
+    """
+
+    def __init__(self, folder, name="board", fails_at=-1, code=1):
         self.log, script = folder / f"{name}.log", folder / f"{name}.py"
-        script.write_text(COUNTING.format(log=str(self.log), fails_at=fails_at))
+        script.write_text(COUNTING.format(log=str(self.log), fails_at=fails_at, code=code))
         self.command = f"{sys.executable} {script} {{model}}"
 
     @property
@@ -143,6 +147,17 @@ def test_verdict_report_and_search_go_by_the_device(clusters, board, even):
     assert any(board.command in note for note in made.notes)
     (figure,) = [figure for figure in headline(made) if "faster" in figure.label]
     assert figure.label == "faster on the device"
+
+
+@pytest.mark.parametrize(("code", "integers"), [(0.85, True), (0.95, False), (2, False)])
+def test_activations_are_rounded_only_where_integers_are_faster(clusters, tmp_path, even, code, integers):
+    told, board = [], Board(tmp_path, code=code)
+    options = {"trials": 1, "device_command": board.command, "progress": lambda message, share: told.append(message)}
+    made = compress(clusters.model, clusters.data, "latency<=70%", **options).report
+    (row,) = made.verdict["rows"]
+    assert 0 < row["after"] <= 0.7 * WEIGHTS
+    assert ("quantize_static" in made.recipe) == integers
+    assert f"integers take {code:.0%} of the time of floats: activations stay floats" in told or integers
 
 
 def test_a_device_that_goes_away_loses_nothing_and_no_graph_is_timed_twice(clusters, tmp_path, even):

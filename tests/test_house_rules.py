@@ -22,7 +22,7 @@ ORDER = tuple(
     re.findall(
         r"\w+",
         """
-    errors descriptors modes data synthetic scoring significance ensembles verdict budget layers coding costs edits masking packed_graph
+    errors descriptors cpu modes data synthetic scoring significance ensembles verdict budget layers coding costs edits masking packed_graph
     recurrent_graph trace graph sizes technique scoping running techniques post_training students selection recipe_files
     integer_graph float_graph attention_graph portable runtimes agreement tensor_table artifact packing arrays latency device_command
     latency_table delivery precision measurement allocation inspection search mixes report preflight job contest untrained candidates

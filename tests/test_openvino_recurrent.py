@@ -7,11 +7,11 @@ from torch import nn
 
 from featherweight import Context, Data, run
 from featherweight.agreement import expected_outputs
+from featherweight.cpu import sums_overflow
 from featherweight.delivery import deliver, subject
 from featherweight.float_graph import alike, floated
 from featherweight.layers.quantized import QuantizedLayer
 from featherweight.runtimes import Subject
-from featherweight.runtimes.overflow import sums_overflow
 from featherweight.techniques import QuantizeStatic, QuantizeWeights
 
 pytest.importorskip("openvino")

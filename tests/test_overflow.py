@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from featherweight import cpu
 from featherweight.agreement import signal_to_noise
+from featherweight.cpu import sums_overflow
 from featherweight.data import Data
 from featherweight.portable import assemble, export_graph
 from featherweight.running import run
 from featherweight.runtimes import find_runtime, overflow
 from featherweight.runtimes.onnxruntime import Session
-from featherweight.runtimes.overflow import sums_overflow, unsigned
+from featherweight.runtimes.overflow import unsigned
 from featherweight.runtimes.protocol import Subject
 from featherweight.technique import Context
 from featherweight.techniques import QuantizeStatic
@@ -87,12 +89,12 @@ def test_what_cannot_overflow_stays_as_it_is(monkeypatch):
     narrow, _, _ = quantized("perceptron", QuantizeStatic(weight_bits=7))
     assert unsigned(narrow) is narrow
     wide, _, _ = quantized("perceptron")
-    monkeypatch.setattr(overflow, "instructions", lambda: frozenset({"avx2", "avx_vnni"}))
+    monkeypatch.setattr(cpu, "instructions", lambda: frozenset({"avx2", "avx_vnni"}))
     assert not sums_overflow()
     assert overflow.exact(wide) is wide
-    monkeypatch.setattr(overflow, "instructions", lambda: frozenset({"avx2", "avx512f"}))
-    monkeypatch.setattr(overflow.platform, "machine", lambda: "AMD64")
+    monkeypatch.setattr(cpu, "instructions", lambda: frozenset({"avx2", "avx512f"}))
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "AMD64")
     assert sums_overflow()
     assert overflow.exact(wide) != wide
-    monkeypatch.setattr(overflow.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "aarch64")
     assert not sums_overflow()

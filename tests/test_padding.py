@@ -8,9 +8,9 @@ from torch import nn
 
 from featherweight import Context, Data, run
 from featherweight.agreement import expected_outputs
+from featherweight.cpu import sums_overflow
 from featherweight.delivery import deliver, subject
 from featherweight.runtimes import RUNTIMES, installed
-from featherweight.runtimes.overflow import sums_overflow
 from featherweight.techniques import QuantizeStatic
 
 

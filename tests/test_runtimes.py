@@ -14,13 +14,13 @@ from torch import nn
 
 from featherweight import Context, Data, run
 from featherweight.agreement import compare, diverging, expected_outputs
+from featherweight.cpu import sums_overflow
 from featherweight.delivery import Delivery, candidates, deliver, deliveries, first_sample, subject, timed
 from featherweight.errors import DataError, ExportError
 from featherweight.integer_graph import layers
 from featherweight.latency import Latency
 from featherweight.runtimes import FORMATS, RUNTIMES, Subject, find_runtime, inductor, installed
 from featherweight.runtimes.onnxruntime import Session, audit
-from featherweight.runtimes.overflow import sums_overflow
 from featherweight.runtimes.signed import signed
 from featherweight.techniques import QuantizeStatic
 

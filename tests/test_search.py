@@ -10,7 +10,7 @@ from featherweight.allocation import Group, Row, Tables, Treatment
 from featherweight.budget import Budget
 from featherweight.mixes import MIXES, UNIFORM, drawn, mixed
 from featherweight.scoring import Score
-from featherweight.search import Strength, Trial, search
+from featherweight.search import Strength, Trial, first_strength, search
 from featherweight.technique import Recipe
 from featherweight.techniques import Distill, LowRank, PruneChannels, PruneWeights, QuantizeStatic, QuantizeWeights
 
@@ -24,9 +24,9 @@ def score(value, higher=True):
 class World:
     """Bytes fall with the factor, costs with the channels; the score falls off beyond `edge`."""
 
-    def __init__(self, budget, edge=math.inf, higher=True, overhead=500.0, slower=1.0, floor=0.0):
+    def __init__(self, budget, edge=math.inf, higher=True, overhead=500.0, slower=1.0, floor=0.0, integers=True):
         self.budget, self.edge, self.higher, self.overhead = Budget.parse(budget), edge, higher, overhead
-        self.slower, self.floor = slower, floor
+        self.slower, self.floor, self.integers = slower, floor, integers
         self.tried, self.asked = [], []
 
     def size(self, strength):
@@ -51,7 +51,8 @@ class World:
         return Trial(strength, Recipe(), int(size), score(value, self.higher), drop, 0.0, fits, good, 1.0)
 
     def search(self, trials=20, epochs=4):
-        return search(self.budget, ORIGINAL, self.cheap, self.full, epochs, trials)
+        start = first_strength(self.budget, ORIGINAL, self.cheap, epochs, self.integers)
+        return search(self.budget, ORIGINAL, start, self.full, trials)
 
 
 @pytest.mark.parametrize("allowed", [3000.0, 3900.0, 4300.0, 6000.0])
@@ -151,6 +152,14 @@ def test_a_latency_limit_asks_for_integers():
     assert world.tried[0].static
     assert world.tried[0].share == 1.0
     assert len(world.asked) == 1
+
+
+def test_where_integers_are_no_faster_only_weights_are_rounded():
+    world = World("latency<=50%, drop<=1pt", integers=False)
+    world.search(trials=1)
+    assert not world.tried[0].static
+    assert world.tried[0].seconds == 0.94 * 0.5e-3
+    assert world.tried[0].factor == 8.0  # the drop's goal is a small file
 
 
 @pytest.mark.parametrize("slower", [0.7, 1.0, 1.1, 1.5])
@@ -253,6 +262,13 @@ def test_integers_of_all_layers_for_speed():
     assert QuantizeStatic in found
     assert PruneChannels in found
     assert LowRank not in found
+
+
+def test_factors_of_which_no_seconds_are_known_are_no_choice_where_seconds_count():
+    assert LowRank in kinds(mix(9.8, "balanced"))
+    found = mix(9.8, "balanced", seconds=1.0)
+    assert LowRank not in kinds(found)
+    assert QuantizeWeights in kinds(found)  # the size still counts
 
 
 def test_seconds_decide_where_channels_go():

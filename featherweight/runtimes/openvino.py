@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from featherweight.cpu import sums_overflow
 from featherweight.errors import DataError, ExportError
 from featherweight.runtimes.lengths import without_lengths
 from featherweight.runtimes.loops import closed
 from featherweight.runtimes.openvino_recurrent import named, with_integers
-from featherweight.runtimes.overflow import sums_overflow
 from featherweight.runtimes.protocol import (
     BF16,
     FLOAT32,

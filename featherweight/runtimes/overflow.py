@@ -6,18 +6,14 @@ ONNX Runtime has a kernel for unsigned weights too, slower and exact.
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import numpy_helper
 
+from featherweight.cpu import sums_overflow
 from featherweight.integer_graph import DECODE, ENCODE
 
 _LSTM = "DynamicQuantizeLSTM"
@@ -27,23 +23,6 @@ _PLACES = {
 }  # of codes, their zero and their scale among the inputs
 _HARMLESS = 64  # largest code whose products add up in 16 bits
 _MIDDLE = 128
-
-
-@cache
-def instructions() -> frozenset[str]:
-    """Return the names of this CPU's instruction sets, as Linux writes them, as far as they can be read."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = (line.partition(":") for line in info.read_text().splitlines())
-        return frozenset(next((flags.split() for key, _, flags in lines if key.strip() == "flags"), ()))
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return frozenset(name for name, there in known.items() if there is True)
-
-
-def sums_overflow() -> bool:
-    """Return whether this CPU adds products of bytes in 16 bits: x86 without VNNI, or of which nothing is known."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return x86 and not instructions() & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 def exact(model: bytes) -> bytes:
@@ -113,6 +92,3 @@ def _reads(graph: onnx.GraphProto) -> Iterator[str]:
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
                 yield from _reads(inner)
     yield from (value.name for value in graph.output)
-
-
-__all__ = ["exact", "instructions", "sums_overflow", "unsigned"]
