@@ -13,17 +13,19 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import letters
+import numpy as np
+import torch
 from originals import cache
 from results import FOLDER, keep, kept, record
 
 from featherweight import Task, compare
 from featherweight.report.compared import Comparison
-from featherweight.report.fronts import pareto
+from featherweight.significance import bootstrap
 from featherweight.workers.hiring import Crew
 
 NAME = "evaluation_tables"
@@ -104,21 +106,35 @@ def _copied(cells: Path, to: Path) -> None:
             shutil.copy(file, to / file.name)
 
 
-def on_front(found: Comparison) -> dict[str, Any]:
+def on_front(found: Comparison, cells: Path) -> dict[str, Any]:
     """Return at which budgets the joint search is below the front of all others.
 
-    It is where another recipe, in a file that is not larger, lost less than the low end of the 95 % interval of what the joint search
-    lost against the original; what lies within that interval is called level.
+    It is where another recipe's file that is not larger is better on the same test samples: the 95 % interval of the mean paired
+    difference, seeds and samples drawn again, lies above zero. That is how the table itself tells who is as good as the best. The
+    interval of either one's loss against the original would not do: a faithful copy of the original has none.
     """
+    sign = 1 if found.originals[0]["higher_is_better"] else -1
     others = [row for row in found.ranking if row["recipe"] != "joint" and row["met"]]
-    higher = found.originals[0]["higher_is_better"]
-    beaten = []
+    beaten, level = [], []
     for row in (row for row in found.ranking if row["recipe"] == "joint"):
-        smaller = [other for other in others if other["bytes"] <= row["bytes"]]
-        best = pareto(smaller, "bytes", higher)[-1:]
-        if best and best[0]["drop"] < row["drop_low"]:
-            beaten.append(f"{row['budget']}: {best[0]['recipe']} {best[0]['score']:.4f} against {row['score']:.4f}")
-    return {"points": sum(row["recipe"] == "joint" for row in found.ranking), "beaten": beaten}
+        for other in (other for other in others if other["bytes"] <= row["bytes"] and other["drop"] < row["drop"]):
+            shared = sorted(set(row["seeds"]) & set(other["seeds"]))
+            scores = [
+                torch.from_numpy(np.stack([_samples(cells, one, seed) for seed in shared])) for one in (other, row)
+            ]
+            low, high = bootstrap(sign * (scores[0] - scores[1]))
+            told = (
+                f"{row['budget']}: {other['recipe']} of {other['budget']} {other['score']:.4f} against {row['score']:.4f} "
+                f"({low:+.4f} to {high:+.4f})"
+            )
+            (beaten if low > 0 else level).append(told)
+    return {"points": sum(row["recipe"] == "joint" for row in found.ranking), "beaten": beaten, "level": level}
+
+
+def _samples(cells: Path, row: Mapping[str, Any], seed: int) -> np.ndarray[Any, Any]:
+    """The score of each test sample, `[n]`."""
+    with np.load(cells / f"{row['recipe']}-{row['budget']}-{seed}.npz", allow_pickle=False) as arrays:
+        return np.asarray(arrays["samples"], np.float64)
 
 
 def main() -> None:
@@ -142,7 +158,7 @@ def main() -> None:
             "files": len(found.done()),
             "recipes": len(found.contenders),
             "answers": [answer["text"] for answer in found.answers],
-            "joint": on_front(found),
+            "joint": on_front(found, cache() / f"compare-{name}" / "cells"),
         }
         keep(NAME, done)
     _rows(kept(NAME))
@@ -157,12 +173,17 @@ def _rows(done: dict[str, Any]) -> None:
     least = min((row["seeds"] for row in whole.values()), default=0)
     record(NAME, "evaluation.tables", len(whole), least, told or "no table is complete yet", done)
     on = [name for name, row in whole.items() if row["joint"]["points"] and not row["joint"]["beaten"]]
-    beaten = "; ".join(
-        f"{name} {', '.join(row['joint']['beaten'])}" for name, row in whole.items() if row["joint"]["beaten"]
+    note = (
+        "on or above the front of all others at every budget, by the 95 % interval of the paired difference from each file that is not "
+        f"larger: {', '.join(on) or 'none'}"
     )
-    note = f"on or above the front of all others at every budget: {', '.join(on) or 'none'}" + (
-        f"; beaten: {beaten}" if beaten else ""
-    )
+    for what, about in (("beaten", "beaten"), ("level", "others that score better by no more than chance")):
+        found = [f"{name} {', '.join(row['joint'][what])}" for name, row in whole.items() if row["joint"].get(what)]
+        note += f"; {about}: {'; '.join(found)}" if found else ""
+    if older := [name for name, row in whole.items() if "level" not in row["joint"]]:
+        note += (
+            f"; {', '.join(older)} by an older rule: another's mean loss against the interval of the joint search's own"
+        )
     record(NAME, "evaluation.joint_on_front", len(on), least, note)
 
 
