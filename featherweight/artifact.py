@@ -198,10 +198,11 @@ class Artifact:
 
     def bytes_by_part(self) -> dict[str, int]:
         """Return how many bytes of the file each part takes: manifest, graph, container, and each tensor by name."""
-        sections = [len(section) for section in unpack(self.to_bytes(), "the artifact")]
+        data = self.to_bytes()
+        sections = [len(section) for section in unpack(data, "the artifact")]
         names = [*self.state, *(f"constant {i}" for i in range(len(sections) - 2 - len(self.state)))]
         parts = {"manifest": sections[0], "graph": sections[1], **dict(zip(names, sections[2:], strict=True))}
-        return {**parts, "container": len(self.to_bytes()) - sum(sections)}
+        return {**parts, "container": len(data) - sum(sections)}
 
 
 def package(model: nn.Module, edits: list[Edit], facts: dict[str, Any], graph: Graph | None) -> Artifact:

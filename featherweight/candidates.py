@@ -32,7 +32,7 @@ class Candidates:
     """What the search may ask of a job.
 
     Attributes:
-        costs: of the original, as of `search`, and `floor`, as of `mixed`.
+        costs: of the original, as of `search`, and `floor`, as of `Mixer`.
         integers: whether limited seconds ask for activations of 8 bits: not where the runtime computes them no faster than floats,
             as on x86 without VNNI, or where layers are so small that conversions take longer.
 

@@ -11,7 +11,7 @@ from featherweight.allocation import Tables
 from featherweight.allocation.truth import Reference
 from featherweight.errors import DivergedError
 from featherweight.job import Job, Result
-from featherweight.mixes import MIXES, UNIFORM, Mix, drawn, mixed
+from featherweight.mixes import MIXES, UNIFORM, Mix, Mixer, drawn
 from featherweight.search import FULL, ROOM, SHORT, Strength
 from featherweight.technique import Context, Recipe
 
@@ -36,11 +36,11 @@ class Contest:
     Args:
         job: started.
         tables: of the prepared model.
-        costs: of the original, as of `mixed`.
+        costs: of the original, as of `Mixer`.
     """
 
     def __init__(self, job: Job, tables: Tables, costs: dict[str, float]) -> None:
-        self._job, self._tables, self._costs = job, tables, costs
+        self._job, self._costs, self._mixer = job, costs, Mixer(tables, costs)
         self._drawn = drawn(min(_DRAWN, job.request.trials), job.request.seed)
         self._mixes: dict[str, Mix | None] = {**MIXES, UNIFORM: None, **self._drawn}
         self._best: str | None = None
@@ -48,7 +48,7 @@ class Contest:
 
     def recipe(self, strength: Strength, mix: str, trains: bool = True) -> Recipe:
         """Return the recipe of a strength and mix."""
-        return mixed(strength, self._mixes[mix], self._tables, self._costs, trains)
+        return self._mixer.recipe(strength, self._mixes[mix], trains)
 
     def winner(self, strength: Strength) -> tuple[str, Strength]:
         """Return the mix that heals best, for all trials, and the strength at which its file is as large as it may be.

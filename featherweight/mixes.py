@@ -53,34 +53,54 @@ def drawn(count: int, seed: int) -> dict[str, Mix]:
     }
 
 
-def mixed(strength: Strength, mix: Mix | None, tables: Tables, original: dict[str, float], trains: bool) -> Recipe:
-    """Return the recipe of a strength and mix.
+class Mixer:
+    """Makes recipes of strengths and mixes; what differs in training alone is allocated once.
 
     Args:
-        strength: how small.
-        mix: factors on the damages of families, as of `MIXES`; None is no allocation, one density by LAMP and one width.
         tables: of the prepared model.
         original: `size`, `params` and `macs` of the original, and `floor`, bytes of a file whose weights have no information.
-        trains: False leaves every training out: what the file would weigh, without the wait.
     """
-    healing = strength.healing if trains else Healing(0, 0)
-    wanted = original["size"] / strength.factor - original["floor"]
-    if mix is None:
-        return _uniform(wanted, tables, healing)
-    offered = tables.scaled(mix)
-    if strength.static:
-        offered = _only(offered, bits=(8,))  # what integer kernels compute
-    elif math.isfinite(strength.seconds):
-        offered = _only(offered)  # the tables' seconds are of whole matrices
-    limits = {strength.metric: strength.share * original[strength.metric]} if strength.share < 1 else {}
-    if math.isfinite(strength.seconds):
-        limits["seconds"] = strength.seconds
-    size = {} if strength.static and strength.factor <= MILDEST else {"size": wanted}  # integers are that small
-    try:
-        allocation = solve(offered, {**limits, **size})
-    except BudgetError:  # the closest: what a search makes of it is its own
-        allocation = _closest(offered, limits, "seconds" if "seconds" in limits else strength.metric)
-    return recipe_of(tables, allocation, healing, strength.static)
+
+    def __init__(self, tables: Tables, original: dict[str, float]) -> None:
+        self._tables, self._original = tables, original
+        self._known: dict[tuple[Strength, tuple[tuple[str, float], ...]], Allocation] = {}
+
+    def recipe(self, strength: Strength, mix: Mix | None, trains: bool) -> Recipe:
+        """Return the recipe of a strength and mix.
+
+        Args:
+            strength: how small.
+            mix: factors on the damages of families, as of `MIXES`; None is no allocation, one density by LAMP and one width.
+            trains: False leaves every training out: what the file would weigh, without the wait.
+        """
+        healing = strength.healing if trains else Healing(0, 0)
+        if mix is None:
+            return _uniform(self._wanted(strength), self._tables, healing)
+        key = (replace(strength, epochs=1, pace=1.0), tuple(mix.items()))
+        if key not in self._known:
+            self._known[key] = self._allocated(strength, mix)
+        return recipe_of(self._tables, self._known[key], healing, strength.static)
+
+    def _wanted(self, strength: Strength) -> float:
+        """Bytes that the weights may take."""
+        return self._original["size"] / strength.factor - self._original["floor"]
+
+    def _allocated(self, strength: Strength, mix: Mix) -> Allocation:
+        offered = self._tables.scaled(mix)
+        if strength.static:
+            offered = _only(offered, bits=(8,))  # what integer kernels compute
+        elif math.isfinite(strength.seconds):
+            offered = _only(offered)  # the tables' seconds are of whole matrices
+        limits = {strength.metric: strength.share * self._original[strength.metric]} if strength.share < 1 else {}
+        if math.isfinite(strength.seconds):
+            limits["seconds"] = strength.seconds
+        size = (
+            {} if strength.static and strength.factor <= MILDEST else {"size": self._wanted(strength)}
+        )  # integers are that small
+        try:
+            return solve(offered, {**limits, **size})
+        except BudgetError:  # the closest: what a search makes of it is its own
+            return _closest(offered, limits, "seconds" if "seconds" in limits else strength.metric)
 
 
 def _closest(tables: Tables, limits: dict[str, float], metric: str) -> Allocation:

@@ -66,7 +66,7 @@ def prove(job: Job, result: Result, trials: list[dict[str, Any]], name: str, com
     after = replace(measuring.structure(result.model, job.data), size_bytes=size)
     before, after = measuring.with_score(job.before, before_score), measuring.with_score(after, fresh)
     before, after = _timed(job, result.model, before, after, loaded.onnx_bytes())
-    verdict = job.request.budget.judge(before, after)
+    verdict, parts = job.request.budget.judge(before, after), loaded.bytes_by_part()
     loaded.report = Report(
         task=name,
         command=command,
@@ -80,8 +80,8 @@ def prove(job: Job, result: Result, trials: list[dict[str, Any]], name: str, com
         agreement=agreed.to_dict(),
         recipe=recipe_to_yaml(result.recipe),
         steps=result.steps,
-        parts=loaded.bytes_by_part(),
-        layers=layer_rows(result.model, loaded.bytes_by_part()),
+        parts=parts,
+        layers=layer_rows(result.model, parts),
         untouched=[{"path": item.path, "step": item.step, "reason": item.reason} for item in result.untouched]
         + _not_integers(loaded),
         trials=trials,

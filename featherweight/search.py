@@ -72,7 +72,7 @@ class Strength:
         Args:
             size: bytes of its file at this strength.
             allowed: that it is to have.
-            original: as of `mixed`.
+            original: as of `Mixer`.
         """
         floor = original.get("floor", 0.0)
         wanted, above = original["size"] / self.factor - floor, size - floor

@@ -31,7 +31,7 @@ class Untrained:
     Args:
         job: started, its data without a training loader.
         price: returns the costs of a recipe that trains nothing, `size` among them.
-        costs: of the original, as of `mixed`.
+        costs: of the original, as of `Mixer`.
 
     Raises:
         RecipeError: the budget limits what only cuts can make smaller.

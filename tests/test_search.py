@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from featherweight.allocation import Group, Row, Tables, Treatment
+from featherweight.allocation import Group, Row, Tables, Treatment, solve
 from featherweight.budget import Budget
-from featherweight.mixes import MIXES, UNIFORM, drawn, mixed
+from featherweight.mixes import MIXES, UNIFORM, Mixer, drawn
 from featherweight.scoring import Score
 from featherweight.search import Strength, Trial, first_strength, search
 from featherweight.technique import Recipe
@@ -202,7 +202,7 @@ SECONDS = (((1.0,), (1.0,)), ((2.0, 1.0),))
 def mix(factor, mix="even", share=1.0, static=False, trains=True, tables=TABLES, seconds=math.inf):
     strength = Strength(share, factor, 6, static, seconds=seconds)
     original = {"size": 80_000.0, "params": 20_000.0, "macs": 20_000.0, "floor": 100.0}
-    return mixed(strength, MIXES.get(mix), tables, original, trains).steps
+    return Mixer(tables, original).recipe(strength, MIXES.get(mix), trains).steps
 
 
 def kinds(steps):
@@ -249,6 +249,21 @@ def test_steps_are_in_order_and_training_can_be_left_out():
         )
         assert Distill in kinds(trained)
         assert not any(getattr(step, "epochs", 0) for step in untrained)
+
+
+def test_what_differs_in_training_alone_is_allocated_once(monkeypatch):
+    solved = []
+    monkeypatch.setattr("featherweight.mixes.solve", lambda *given: solved.append(given) or solve(*given))
+    mixer = Mixer(TABLES, {"size": 80_000.0, "params": 20_000.0, "macs": 20_000.0, "floor": 100.0})
+    strength = Strength(1.0, 20.0, 6, False)
+    found = mixer.recipe(strength, MIXES["even"], True)
+    slower = mixer.recipe(replace(strength, pace=0.25, epochs=2), MIXES["even"], True)
+    assert mixer.recipe(strength, MIXES["even"], False) != found != slower
+    assert mixer.recipe(strength, MIXES["even"], True) == found
+    assert len(solved) == 1
+    mixer.recipe(replace(strength, factor=21.0), MIXES["even"], True)
+    mixer.recipe(strength, MIXES["sparse"], True)
+    assert len(solved) == 3
 
 
 def test_what_no_treatment_keeps_is_approached():

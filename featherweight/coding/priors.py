@@ -6,7 +6,8 @@ The family is the generalized Gaussian, weight exp(-|x / scale|^shape) at whole 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,8 +46,8 @@ class Prior:
 
     def weights(self) -> Integers:
         """Return positive weights, `[size]`, their sum about `STEP` times the strength."""
-        share = _bell(self, np.array([self.scale]))[0]
-        return np.asarray(np.maximum(1, np.rint(share * STEP * _STRENGTHS[self.strength])), np.int64)
+        shares = _bell(self, np.array([self.scale]))[0]
+        return np.asarray(_weights(shares, [_STRENGTHS[self.strength]])[0])
 
     def pack(self) -> bytes:
         """Return the 1 to 7 bytes that `unpack` reads; size and usual centre are written elsewhere."""
@@ -81,6 +82,12 @@ def _bell(prior: Prior, scales: Integers) -> Floats:
     return np.asarray(bell / bell.sum(1, keepdims=True))
 
 
+def _weights(shares: Floats, strengths: Sequence[int]) -> Integers:
+    """Return positive weights, `[strengths, size]`, of shares, `[size]`."""
+    guesses = np.multiply.outer(np.asarray(strengths), STEP * shares)
+    return np.asarray(np.maximum(1, np.rint(guesses)), np.int64)
+
+
 def fit_prior(counts: Integers, usual: int) -> Prior:
     """Return the guess under which the counts, `[size]`, are cheapest to code adaptively.
 
@@ -99,23 +106,22 @@ def fit_prior(counts: Integers, usual: int) -> Prior:
     scales = np.arange(max(0, near - 12), min(255, near + 12) + 1)
     best, least = Prior(size, centre, usual), np.inf
     for shape in range(len(_SHAPES)):
-        prior = Prior(size, centre, usual, shape)
+        prior, share = Prior(size, usual, usual), np.full(size, 1 / size)
         if shape:
-            costs = -(counts * np.log(_bell(prior, scales) + 1e-300)).sum(1)
-            prior = Prior(size, centre, usual, shape, 0, int(scales[int(costs.argmin())]))
-        else:
-            prior = Prior(size, usual, usual)
-        for strength in range(len(_STRENGTHS)):
-            trial = Prior(size, prior.centre, usual, shape, strength, prior.scale)
-            cost = _adaptive_nats(counts, trial.weights()) + 5.5 * len(trial.pack())  # a byte is 5.5 nats
-            if cost < least:
-                best, least = trial, cost
+            prior = Prior(size, centre, usual, shape)
+            bells = _bell(prior, scales)
+            chosen = int((-(counts * np.log(bells + 1e-300)).sum(1)).argmin())
+            prior, share = replace(prior, scale=int(scales[chosen])), bells[chosen]
+        nats = _adaptive_nats(counts, _weights(share, _STRENGTHS))
+        cost = float(nats.min()) + 5.5 * len(prior.pack())  # a byte is 5.5 nats
+        if cost < least:
+            best, least = replace(prior, strength=int(nats.argmin())), cost
     return best
 
 
-def _adaptive_nats(counts: Integers, weights: Integers) -> float:
-    """Return the nats to code the counts, `[size]`, one symbol after the other from the weights, `[size]`."""
+def _adaptive_nats(counts: Integers, weights: Integers) -> Floats:
+    """Return the nats to code the counts, `[size]`, one symbol after the other from weights, `[ways, size]`, for each of these."""
     before = torch.from_numpy(weights / STEP)
     after = before + torch.from_numpy(counts)
-    gained = (torch.lgamma(after) - torch.lgamma(before)).sum()
-    return float(torch.lgamma(after.sum()) - torch.lgamma(before.sum()) - gained)
+    gained = (torch.lgamma(after) - torch.lgamma(before)).sum(1)
+    return np.asarray((torch.lgamma(after.sum(1)) - torch.lgamma(before.sum(1)) - gained).numpy())
