@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import warnings
 from typing import Any, NoReturn
@@ -40,6 +41,8 @@ app.command(name="list")(listing)
 def main() -> None:
     """Run the command line; every error of ours is one line on standard error and exit code 1."""
     warnings.filterwarnings("ignore", category=FutureWarning)
+    if not gc.get_freeze_count():
+        gc.freeze()  # the end of the process would look for garbage in all that was imported, which takes a second
     try:
         code = app(args=sys.argv[1:] or ["--help"], prog_name="featherweight", standalone_mode=False)
     except FeatherweightError as error:

@@ -1,5 +1,6 @@
 """Slow tests wait for --slow; tests compute on one thread, spend no time on steady clocks, and share one small task."""
 
+import copy
 import functools
 import sys
 from types import SimpleNamespace
@@ -67,10 +68,37 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow: give --slow"))
 
 
+def _once(make):
+    """The function, made once for each of its arguments; every call gets lists of its own, to which it may add."""
+    made = functools.cache(make)
+
+    def again(*arguments, **named):
+        registry = copy.copy(made(*arguments, **named))
+        registry.functions = {name: list(known) for name, known in registry.functions.items()}
+        return registry
+
+    return again
+
+
+def _once_a_set(make):
+    """The function of a set, carried out once for each; every call gets a table of its own."""
+    made = {}
+
+    def again(members):
+        key = frozenset(map(id, members))
+        if key not in made:
+            made[key] = members, make(members)  # members live on, so that no other gets their identity
+        return dict(made[key][1])
+
+    return again
+
+
 @pytest.fixture(autouse=True, scope="session")
 def quick(tmp_path_factory):
-    """Times are taken in a few calls, since no test asserts one; the exporter reads its library of operators once."""
+    """Times are taken in a few calls, since no test asserts one; the exporter makes its tables of operators once."""
     from onnxscript._framework_apis import torch_2_5
+    from torch.onnx._internal.exporter import _decomp
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     import featherweight.delivery
     import featherweight.latency
@@ -91,6 +119,9 @@ def quick(tmp_path_factory):
             featherweight.precision, "rounds", lambda calls, *ignored: featherweight.latency.rounds(calls, 0.0, 3)
         )
         patch.setattr(torch_2_5, "get_torchlib_ops", functools.cache(torch_2_5.get_torchlib_ops))
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(_once(ONNXRegistry.from_torchlib)))
+        decompositions = _decomp.create_onnx_friendly_decomposition_table
+        patch.setattr(_decomp, "create_onnx_friendly_decomposition_table", _once_a_set(decompositions))
         yield
 
 

@@ -231,8 +231,11 @@ def test_a_machine_of_another_kind_goes_on_with_new_seeds(compared, folder, clus
         compare(originals, str(own), out=copied, **rules)
     for row in both.rows[:5]:
         (copied / "cells" / f"{row['recipe']}-{row['budget']}-0.json").unlink(missing_ok=True)
-    anew = compare(originals, str(own), out=copied, **rules)
-    assert anew.machine["cpu"] == "another", "of the first machine's seed nothing was left but its original"
+    monkeypatch.setattr(Cell, "_carried_out", lambda *given: 1 / 0)
+    with pytest.raises(FeatherweightError, match="5 of 10 cells failed"):
+        compare(originals, str(own), out=copied, **rules)
+    anew = json.loads((copied / "cells" / "original-0.json").read_text())
+    assert anew["machine"]["cpu"] == "another", "of the first machine's seed nothing was left but its original"
 
 
 @pytest.mark.parametrize("crew", [Crew(workers=2), Crew(ray="local")], ids=["processes", "cluster"])

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts load when they are first used: most commands never do
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from scipy.sparse import csr_matrix, vstack
 
 from featherweight.allocation.treatments import COSTS, Group, Row, Tables, Treatment, frontier
 from featherweight.descriptors import nowhere
@@ -136,7 +135,7 @@ class _Program:
             "which": 0 * made,
         }
 
-    def _agreement(self) -> tuple[csr_matrix, Floats]:
+    def _agreement(self) -> tuple[scipy.sparse.csr_matrix, Floats]:
         """One variable of each owner is taken, and those of a weight at a share of a group sum to that share's."""
         owner, made, read = (self.columns[key] for key in ("owner", "made", "read"))
         rows = len(self.tables.rows)
@@ -149,7 +148,7 @@ class _Program:
                     leader = (owner == rows + at) & (made == shares)
                     blocks.append(chosen - leader)
         right = np.concatenate([np.ones(len(blocks[0])), *(np.zeros(len(block)) for block in blocks[1:])])
-        matrix: csr_matrix = vstack([csr_matrix(block) for block in blocks]).tocsr()
+        matrix = scipy.sparse.vstack([scipy.sparse.csr_matrix(block) for block in blocks]).tocsr()
         return matrix, right
 
     def least(self, goal: str, limits: Mapping[str, float]) -> NDArray[np.int64] | None:
@@ -158,7 +157,7 @@ class _Program:
         bounds = np.array([limits[name] - self.fixed(name) for name in limits])
         size = np.maximum(np.abs(bounds), 1e-12)  # so that tolerances mean the same for bytes and seconds
         costs = np.array([self.columns[name] for name in limits]).reshape(len(limits), len(target)) / size[:, None]
-        relaxed = linprog(
+        relaxed = scipy.optimize.linprog(
             target,
             A_ub=costs if limits else None,
             b_ub=bounds / size if limits else None,
@@ -175,14 +174,14 @@ class _Program:
         while True:
             kept = np.flatnonzero(reduced <= reach)
             with nowhere(1):  # HiGHS prints there now and then, whatever it is told
-                solved = milp(
+                solved = scipy.optimize.milp(
                     target[kept],
                     constraints=[
-                        LinearConstraint(self.equations[:, kept], self.right, self.right),
-                        *([LinearConstraint(costs[:, kept], -np.inf, bounds / size)] if limits else []),
+                        scipy.optimize.LinearConstraint(self.equations[:, kept], self.right, self.right),
+                        *([scipy.optimize.LinearConstraint(costs[:, kept], -np.inf, bounds / size)] if limits else []),
                     ],
                     integrality=np.ones(len(kept)),
-                    bounds=Bounds(0, 1),
+                    bounds=scipy.optimize.Bounds(0, 1),
                     options={"mip_rel_gap": _GAP, "node_limit": _NODES},
                 )
             everything = len(kept) == len(target)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+import scipy
 from torch import nn
 
 from featherweight.descriptors import nowhere
@@ -91,11 +91,14 @@ def least_damage(table: Sequence[dict[str, Any]], bits: float) -> dict[str, int]
     widest = {row["path"]: row["bytes"] for row in table if row["treatment"] == str(max(WIDTHS))}
     room = max(sum(widest.values()) * bits / max(WIDTHS), sum(min(sizes[row > 0]) for row in each))
     with nowhere(1):  # HiGHS prints there now and then
-        found = milp(
+        found = scipy.optimize.milp(
             np.array([row["damage"] for row in table]) + 1e-12 * sizes,  # of equals the smaller
             integrality=np.ones(len(table)),
-            bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(each, 1, 1), LinearConstraint(sizes[None], -np.inf, room)],
+            bounds=scipy.optimize.Bounds(0, 1),
+            constraints=[
+                scipy.optimize.LinearConstraint(each, 1, 1),
+                scipy.optimize.LinearConstraint(sizes[None], -np.inf, room),
+            ],
         )
     return {row["path"]: int(row["treatment"]) for row, taken in zip(table, found.x, strict=True) if taken > 0.5}
 
