@@ -94,9 +94,8 @@ class Mixer:
         limits = {strength.metric: strength.share * self._original[strength.metric]} if strength.share < 1 else {}
         if math.isfinite(strength.seconds):
             limits["seconds"] = strength.seconds
-        size = (
-            {} if strength.static and strength.factor <= MILDEST else {"size": self._wanted(strength)}
-        )  # integers are that small
+        integers = strength.static and strength.factor <= MILDEST  # which are that small
+        size = {} if integers else {"size": self._wanted(strength)}
         try:
             return solve(offered, {**limits, **size})
         except BudgetError:  # the closest: what a search makes of it is its own

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from onnxscript import opset18
-from onnxscript.function_libs.torch_lib.ops.core import aten_gru, aten_lstm
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -79,7 +78,9 @@ def _translated(
     batch_first: bool,
 ) -> Any:
     """Write what `recurrent` is."""
-    write = {"lstm": aten_lstm, "gru": aten_gru, "rnn_tanh": _plain("Tanh"), "rnn_relu": _plain("Relu")}[kind]
+    from onnxscript.function_libs.torch_lib.ops import core  # slow to load, and only for export
+
+    write = {"lstm": core.aten_lstm, "gru": core.aten_gru, "rnn_tanh": _plain("Tanh"), "rnn_relu": _plain("Relu")}[kind]
     states = hx if kind == "lstm" else hx[0]
     return write(input, states, params, has_biases, num_layers, 0.0, False, bidirectional, batch_first)
 

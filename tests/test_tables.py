@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -206,6 +207,39 @@ def test_attention_is_split_and_every_part_cut_pruned_and_rounded_by_its_name():
     assert any(allocation.treatments[f"{part}.weight"].density < 1 for part in parts)
     assert small(steps).shape == (32, 5, 3)
     assert Tables.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_matrices_of_a_recurrent_layer_are_rounded_each_by_its_own_width(both):
+    torch.manual_seed(0)
+
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(6, 16, 2, batch_first=True, bidirectional=both)
+            self.head = nn.Linear(32 if both else 16, 3)
+
+        def forward(self, value):
+            return self.head(self.lstm(value)[0][:, -1])
+
+    steps, model = torch.randn(32, 5, 6), Reader().eval()
+    context = Context(data=Data(example=steps[:1], calibrate=[(steps, None)]))
+    found = measure_tables(model, context)
+    allocation = solve(found, {"size": 0.1 * 4 * sum(value.numel() for value in model.parameters())})
+    widths = {row.name: 2 + place % 5 for place, row in enumerate(found.rows)}
+    given = {
+        name: next(one for one in next(row for row in found.rows if row.name == name).treatments if one.bits == bits)
+        for name, bits in widths.items()
+    }
+    recipe = recipe_of(found, replace(allocation, treatments=given, shares=(1.0,) * len(found.groups)), Healing(0, 0))
+    small = run(recipe, model, context).model
+    ways = 2 if both else 1
+    for kind, parts in (("ih", small.lstm.incoming), ("hh", small.lstm.hidden)):
+        for place, part in enumerate(parts):
+            name = f"lstm.weight_{kind}_l{place // ways}{'_reverse' if place % ways else ''}"
+            assert part.bits == widths[name], name
+    assert small.head.bits == widths["head.weight"]
+    assert small(steps).shape == (32, 3)
 
 
 def test_channels_between_bare_parameters_have_names_and_are_cut():

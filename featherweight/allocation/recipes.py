@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from featherweight.allocation.program import Allocation
@@ -22,7 +23,9 @@ from featherweight.techniques import (
     SplitLayers,
 )
 from featherweight.techniques.low_rank import like_a_head
+from featherweight.techniques.recurrent import inner_names
 
+_RECURRENT = re.compile(r"weight_(ih|hh|hr)_l\d+(_reverse)?")
 PREPARED = Recipe((FoldBatchNorm(), SplitLayers()))
 """What tables are made after."""
 
@@ -125,16 +128,30 @@ def _ratio(row: Row, rank: int, shares: Sequence[float]) -> float:
 
 
 def _widths(tables: Tables, allocation: Allocation) -> list[Technique]:
-    """One step for each width; a layer of several matrices takes the widest of theirs."""
-    widest: dict[str, int] = {}
+    """One step for each width, and one for each recurrent layer whose matrices have several."""
+    held: dict[str, dict[str, int]] = {}
     for row in tables.rows:
-        widest[row.path] = max(widest.get(row.path, 0), allocation.treatments[row.name].bits)
-    alike: dict[int, list[str]] = {}
-    for path, bits in widest.items():
-        alike.setdefault(bits, []).append(path)
+        held.setdefault(row.path, {})[row.name] = allocation.treatments[row.name].bits
+    alike: dict[tuple[int, str], list[str]] = {}
+    for path, own in held.items():
+        alike.setdefault((max(own.values()), _apart(path, own)), []).append(path)
     if len(alike) == 1:
-        return [QuantizeWeights(bits=next(iter(alike)), per_channel=False)]
-    return [_narrowed(paths, QuantizeWeights(bits=bits, per_channel=False)) for bits, paths in sorted(alike.items())]
+        ((bits, several),) = alike
+        return [QuantizeWeights(bits=bits, per_channel=False, widths=several)]
+    return [
+        _narrowed(paths, QuantizeWeights(bits=bits, per_channel=False, widths=several))
+        for (bits, several), paths in sorted(alike.items())
+    ]
+
+
+def _apart(path: str, bits: Mapping[str, int]) -> str:
+    """The widths of a recurrent layer's matrices, where they differ, by the paths that they get once it is taken apart."""
+    prefix = f"{path}." if path else ""
+    own = [name.removeprefix(prefix) for name in bits]
+    if len(set(bits.values())) == 1 or not all(map(_RECURRENT.fullmatch, own)):
+        return ""
+    names = inner_names(own)
+    return ", ".join(f"{prefix}{inner.rpartition('.')[0]} {bits[prefix + name]}" for inner, name in names.items())
 
 
 def _narrowed(paths: Sequence[str], step: Technique) -> Technique:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor, nn
 
 from featherweight.edits import Write
-from featherweight.errors import RecipeError, closest
+from featherweight.errors import RecipeError
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.matrices import cubic, fresh_masks, matrices
+from featherweight.techniques.own_values import matched, read_own
 from featherweight.techniques.patterns import Blocks, KeepOf, Pattern, parse_pattern
 from featherweight.techniques.scores import largest, masks_at
 from featherweight.techniques.train import Training, fit
@@ -49,7 +48,7 @@ class PruneWeights(Technique):
         super().__post_init__()
         if self._pattern() != Blocks() and self.ratios:
             raise RecipeError("prune_weights: ratios of single tensors go without a pattern")
-        _read(self.ratios)
+        self._own()
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -59,7 +58,7 @@ class PruneWeights(Technique):
     def edits(self, model: nn.Module, context: Context) -> Edits:
         """Yield one Write that names every pruned tensor as sparse."""
         weights = matrices(model, context)
-        own = _own_ratios(_read(self.ratios), weights)
+        own = matched(self._own(), weights, "weight")
         weights = {name: weight for name, weight in weights.items() if name in own} if self.ratios else weights
         if not weights:
             return
@@ -96,35 +95,7 @@ class PruneWeights(Technique):
     def _pattern(self) -> Pattern:
         return parse_pattern(self.pattern, self.ratio, "prune_weights")
 
-
-def _read(text: str) -> dict[str, float]:
-    """Ratios by pattern of a tensor's name, `"0.weight 0.5, layer1.* 0.9"`."""
-    found: dict[str, float] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        pattern, _, number = part.rpartition(" ")
-        try:
-            found[pattern.strip()] = float(number)
-        except ValueError:
-            found[pattern.strip()] = -1.0
-        if not pattern or not 0 <= found[pattern.strip()] <= 0.9999:
-            raise RecipeError(
-                f"prune_weights: {part!r} in ratios is no name and ratio from 0 to 0.9999, such as 'layer1.*.weight 0.9'"
-            )
-    return found
-
-
-def _own_ratios(ratios: dict[str, float], names: Iterable[str]) -> dict[str, float]:
-    """The ratio of each tensor that a pattern matches, the first that does.
-
-    Raises:
-        RecipeError: a pattern matches none.
-    """
-    names = list(names)
-    for pattern in ratios:
-        if not fnmatch.filter(names, pattern):
-            raise RecipeError(f"prune_weights: no weight in scope is called {pattern!r}.{closest(pattern, names)}")
-    return {
-        name: next(ratio for pattern, ratio in ratios.items() if fnmatch.fnmatchcase(name, pattern))
-        for name in names
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in ratios)
-    }
+    def _own(self) -> dict[str, float]:
+        """Ratios by pattern of a tensor's name."""
+        wanted = "name and ratio from 0 to 0.9999, such as 'layer1.*.weight 0.9', in prune_weights' ratios"
+        return read_own(self.ratios, lambda ratio: 0 <= ratio <= 0.9999, wanted)

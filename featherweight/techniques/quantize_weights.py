@@ -9,10 +9,12 @@ from typing import ClassVar, final
 from torch import nn
 
 from featherweight.data import batches
+from featherweight.errors import RecipeError
 from featherweight.technique import Context, Edits, Stage, Technique, setting
 from featherweight.techniques.apart import layer_swaps
 from featherweight.techniques.damage import Damage
 from featherweight.techniques.guard import guarded
+from featherweight.techniques.own_values import matched, read_own
 from featherweight.techniques.recurrent import recurrent_moments, recurrent_swaps
 from featherweight.techniques.sequential import sequential_swaps
 from featherweight.techniques.spare_bits import spread
@@ -38,6 +40,9 @@ class QuantizeWeights(Technique):
     `spare`: bits on top, as a share of all, that go to the layers whose rounding alone costs the outputs most for their size,
     before anything is rounded: of a mobile network the first and the depthwise ones, which are small.
 
+    `widths` gives layers widths of their own by path, such as `"head 8, lstm.hidden.* 3"`; those that no pattern matches have `bits`.
+    The matrices of an `nn.LSTM`, `nn.GRU` or `nn.RNN` go by the paths that they get: `incoming.0`, `hidden.0`, `incoming.1`, ...
+
     With a `tolerance`, layers that hurt fall back to 8 bits, and are listed, until outputs on calibration data differ by no more
     (Kullback-Leibler divergence in nats for classes, a share of the variance for values); `compensated` rounding then leaves the
     last fifth of the batches unread, since on those it was fitted to outputs always look near.
@@ -57,6 +62,18 @@ class QuantizeWeights(Technique):
     batches: int = setting(8, low=1, high=100_000)
     tolerance: float = setting(0.0, low=0.0, high=100.0)
     spare: float = setting(0.0, low=0.0, high=1.0)
+    widths: str = setting("")
+
+    def __post_init__(self) -> None:
+        """Refuse widths that cannot be read, or that `spare` would choose.
+
+        Raises:
+            RecipeError: they are so.
+        """
+        super().__post_init__()
+        if self.widths and self.spare:
+            raise RecipeError("quantize_weights: spare bits choose widths themselves; give one of spare and widths")
+        self._own()
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -76,6 +93,8 @@ class QuantizeWeights(Technique):
         unread = fitted if fitted < self.batches else 0  # from there on, where some were held back
         damage = Damage(model, context, self.batches, skip=unread) if self.tolerance else None
         widths = {path: self.bits for path, _ in layers}
+        own = matched(self._own(), dict(model.named_modules()), "layer")
+        widths |= {path: int(own[path]) for path in widths if path in own}
         if self.spare:
             widths = spread(model, context, layers, self.bits, self.spare)
         if compensated:
@@ -86,6 +105,11 @@ class QuantizeWeights(Technique):
             )
         if damage is not None:
             yield from guarded(model, damage, context, dict(layers), self.tolerance)
+
+    def _own(self) -> dict[str, float]:
+        """Widths by pattern of a layer's path."""
+        wanted = "path and width from 2 to 8, such as 'lstm.hidden.* 3', in quantize_weights' widths"
+        return read_own(self.widths, lambda bits: bits in range(2, 9), wanted)
 
     def _fitted(self, context: Context) -> int:
         """How many batches rounding may read where the others are to judge it; all where there are too few to hold any back."""

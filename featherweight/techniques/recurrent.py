@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def recurrent_swaps(model: nn.Module, context: Context) -> Edits:
         elif len(set(map(id, held))) < len(held):
             context.leave(path, "two of its own weights are tied")
         else:
-            names = _names(layer)
+            names = inner_names(layer._parameters)
             origins = {new: old for new, old in names.items() if old.startswith("weight")}
             yield from taken_apart(recurrent_swap(path, layer), origins, context)
 
@@ -57,7 +58,7 @@ def recurrent_swap(path: str, layer: nn.RNNBase) -> Swap:
     }
     if layer.proj_size:
         options["proj_size"] = tensors["weight_hr_l0"].shape[0]
-    state: dict[str, Tensor] = {new: tensors[old].detach() for new, old in _names(layer).items()}
+    state: dict[str, Tensor] = {new: tensors[old].detach() for new, old in inner_names(layer._parameters).items()}
     return Swap(path, "recurrent", options, state)
 
 
@@ -76,7 +77,7 @@ def recurrent_moments(model: nn.Module, context: Context, count: int) -> dict[st
     layers = dict(context.targets(model, nn.LSTM, nn.GRU, nn.RNN))
     seen = moments(model, context, layers, count) if layers else {}
     for path, layer in layers.items():
-        for new, old in _names(layer).items():
+        for new, old in inner_names(layer._parameters).items():
             name = f"{path}.{old}".lstrip(".")
             if name in seen:
                 mean, second = seen[name]
@@ -84,11 +85,16 @@ def recurrent_moments(model: nn.Module, context: Context, count: int) -> dict[st
     return found
 
 
-def _names(layer: nn.RNNBase) -> dict[str, str]:
-    """The name of each tensor of the kind, to the one it has in PyTorch: `hidden.1.bias` is `bias_hh_l0_reverse`."""
-    ways = 2 if layer.bidirectional else 1
-    names: dict[str, str] = {}
-    for name in layer._parameters:
+def inner_names(names: Iterable[str]) -> dict[str, str]:
+    """Return the name of each tensor once its layer is taken apart, to the one in PyTorch: `hidden.1.bias` is `bias_hh_l0_reverse`.
+
+    Args:
+        names: of tensors of one `nn.LSTM`, `nn.GRU` or `nn.RNN`, of both directions where it has two.
+    """
+    names = list(names)
+    ways = 2 if any(name.endswith("_reverse") for name in names) else 1
+    found: dict[str, str] = {}
+    for name in names:
         kind, owner, place, *backward = name.split("_")
-        names[f"{_OWNERS[owner]}.{int(place[1:]) * ways + bool(backward)}.{kind}"] = name
-    return names
+        found[f"{_OWNERS[owner]}.{int(place[1:]) * ways + bool(backward)}.{kind}"] = name
+    return found

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from featherweight.artifact import load, package
 from featherweight.data import Data
+from featherweight.errors import RecipeError
 from featherweight.layers import QuantizedConv, QuantizedEmbedding, QuantizedLinear, QuantizedTransposedConv
 from featherweight.layers.quantized import fake_quantize, limit, round_mantissa, round_together
 from featherweight.portable import export_graph
@@ -44,6 +45,40 @@ def test_codes_scales_and_error_bound(bits, per_channel):
     assert bool((error <= step / 2 * 1.0001)[inside].all())
     assert torch.equal(new.dequantized(), new.codes * step)
     assert all(new.scale == round_mantissa(new.scale, 8 if bits <= 6 else 12))
+
+
+def test_layers_may_have_widths_of_their_own():
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.heads = nn.LSTM(4, 8, 2), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
+
+        def forward(self, value):
+            return self.heads(self.lstm(value)[0])
+
+    torch.manual_seed(0)
+    model, steps = Reader(), torch.randn(5, 2, 4)
+    output, _ = quantize(model, steps, bits=4, widths="heads.1 8, lstm.hidden.* 3, lstm.incoming.1 2")
+    assert [part.bits for part in (*output.lstm.incoming, *output.lstm.hidden, *output.heads)] == [4, 2, 3, 3, 4, 8]
+    assert output(steps).shape == (5, 2, 3)
+    with pytest.raises(RecipeError, match=r"no layer in scope is called 'lstm.hiden.0'. Did you mean 'lstm.hidden.0'"):
+        quantize(model, steps, widths="lstm.hiden.0 3")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"widths": "head"}, "'head' is no path and width from 2 to 8, such as 'lstm.hidden.* 3'"),
+        ({"widths": "head 9"}, "'head 9' is no path and width"),
+        ({"widths": "head 2.5"}, "'head 2.5' is no path and width"),
+        ({"widths": "head four"}, "'head four' is no path and width"),
+        ({"widths": "head 4", "spare": 0.1}, "give one of spare and widths"),
+    ],
+)
+def test_widths_that_cannot_be(settings, words):
+    with pytest.raises(RecipeError) as caught:
+        QuantizeWeights(**settings)
+    assert words in str(caught.value)
 
 
 def test_a_weight_on_the_grid_comes_back_exactly():
