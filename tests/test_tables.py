@@ -1,6 +1,7 @@
 """Damage and cost tables: what is predicted against what the network really loses, and what the file really takes."""
 
 import copy
+import functools
 import json
 import math
 from dataclasses import replace
@@ -13,6 +14,7 @@ from featherweight.allocation import PREPARED, Healing, Tables, measure_tables, 
 from featherweight.allocation.tables import FINE, SHARES, corrected
 from featherweight.allocation.treatments import Treatment, frontier
 from featherweight.allocation.truth import Reference
+from featherweight.artifact import package
 from featherweight.coding import encode_tensor
 from featherweight.data import Data
 from featherweight.errors import DataError
@@ -240,6 +242,54 @@ def test_matrices_of_a_recurrent_layer_are_rounded_each_by_its_own_width(both):
             assert part.bits == widths[name], name
     assert small.head.bits == widths["head.weight"]
     assert small(steps).shape == (32, 3)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind, both):
+        super().__init__()
+        self.layer = kind(24, 48, 2, batch_first=True, bidirectional=both)
+        self.head = nn.Linear(96 if both else 48, 10)
+
+    def forward(self, value):
+        return self.head(self.layer(value)[0][:, -1])
+
+
+class Cell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.LSTMCell(24, 48), nn.Linear(48, 10)
+
+    def forward(self, value):
+        state = (value.new_zeros(len(value), 48), value.new_zeros(len(value), 48))
+        for step in range(value.shape[1]):
+            state = self.cell(value[:, step], state)
+        return self.head(state[0])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(functools.partial(Recurrent, kind, both) for kind in (nn.LSTM, nn.GRU, nn.RNN) for both in (False, True)),
+        Cell,
+        lambda: nn.Sequential(
+            nn.Linear(24, 64), nn.TransformerEncoderLayer(64, 4, 96, batch_first=True), nn.Linear(64, 10)
+        ),
+        lambda: nn.Sequential(
+            nn.Conv1d(6, 48, 3, padding=1), nn.ReLU(), nn.Conv1d(48, 48, 3), nn.Flatten(), nn.Linear(48 * 22, 10)
+        ),
+    ],
+    ids=["lstm", "lstm both", "gru", "gru both", "rnn", "rnn both", "cell", "attention", "convolution"],
+)
+def test_what_the_program_spends_is_what_the_weights_take_in_the_file(make):
+    torch.manual_seed(0)
+    model, steps = make().eval(), torch.randn(32, 6, 24)
+    context = Context(data=Data(example=steps[:1], calibrate=[(steps, None)]))
+    found = measure_tables(run(PREPARED, model, context).model, context)
+    allocation = solve(found, {"size": 4 * sum(value.numel() for value in model.parameters()) / 12})
+    small, edits = run(recipe_of(found, allocation, Healing(0, 0), batches=1), model, context)
+    parts = package(small, edits, {}, None).bytes_by_part()
+    spent = sum(bytes_ for name, bytes_ in parts.items() if name.endswith("codes"))
+    assert spent == pytest.approx(allocation.costs["size"], rel=0.1)  # factors are not quite those of the tables
 
 
 def test_channels_between_bare_parameters_have_names_and_are_cut():
