@@ -24,6 +24,8 @@ from originals import cache
 from results import FOLDER, keep, kept, record
 
 from featherweight import Task, compare
+from featherweight.comparison.cells import Cell
+from featherweight.comparison.contenders import chosen
 from featherweight.report.compared import Comparison
 from featherweight.significance import bootstrap
 from featherweight.workers.hiring import Crew
@@ -106,35 +108,32 @@ def _copied(cells: Path, to: Path) -> None:
             shutil.copy(file, to / file.name)
 
 
-def on_front(found: Comparison, cells: Path) -> dict[str, Any]:
+def on_front(found: Comparison, folder: Path) -> dict[str, Any]:
     """Return at which budgets the joint search is below the front of all others.
 
     It is where another recipe's file that is not larger is better on the same test samples: the 95 % interval of the mean paired
     difference, seeds and samples drawn again, lies above zero. That is how the table itself tells who is as good as the best. The
     interval of either one's loss against the original would not do: a faithful copy of the original has none.
     """
+    contenders = {one.name: one for one in chosen(RECIPES)}
+
+    def samples(row: Mapping[str, Any], seeds: Sequence[int]) -> torch.Tensor:
+        cells = [Cell(contenders[row["recipe"]], row["budget"], seed, folder) for seed in seeds]
+        return torch.from_numpy(np.stack([cell.samples() for cell in cells])).double()
+
     sign = 1 if found.originals[0]["higher_is_better"] else -1
     others = [row for row in found.ranking if row["recipe"] != "joint" and row["met"]]
     beaten, level = [], []
     for row in (row for row in found.ranking if row["recipe"] == "joint"):
         for other in (other for other in others if other["bytes"] <= row["bytes"] and other["drop"] < row["drop"]):
             shared = sorted(set(row["seeds"]) & set(other["seeds"]))
-            scores = [
-                torch.from_numpy(np.stack([_samples(cells, one, seed) for seed in shared])) for one in (other, row)
-            ]
-            low, high = bootstrap(sign * (scores[0] - scores[1]))
+            low, high = bootstrap(sign * (samples(other, shared) - samples(row, shared)))
             told = (
                 f"{row['budget']}: {other['recipe']} of {other['budget']} {other['score']:.4f} against {row['score']:.4f} "
                 f"({low:+.4f} to {high:+.4f})"
             )
             (beaten if low > 0 else level).append(told)
     return {"points": sum(row["recipe"] == "joint" for row in found.ranking), "beaten": beaten, "level": level}
-
-
-def _samples(cells: Path, row: Mapping[str, Any], seed: int) -> np.ndarray[Any, Any]:
-    """The score of each test sample, `[n]`."""
-    with np.load(cells / f"{row['recipe']}-{row['budget']}-{seed}.npz", allow_pickle=False) as arrays:
-        return np.asarray(arrays["samples"], np.float64)
 
 
 def main() -> None:
@@ -158,7 +157,7 @@ def main() -> None:
             "files": len(found.done()),
             "recipes": len(found.contenders),
             "answers": [answer["text"] for answer in found.answers],
-            "joint": on_front(found, cache() / f"compare-{name}" / "cells"),
+            "joint": on_front(found, cache() / f"compare-{name}"),
         }
         keep(NAME, done)
     _rows(kept(NAME))

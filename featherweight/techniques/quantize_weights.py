@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar, final
@@ -93,8 +94,7 @@ class QuantizeWeights(Technique):
         unread = fitted if fitted < self.batches else 0  # from there on, where some were held back
         damage = Damage(model, context, self.batches, skip=unread) if self.tolerance else None
         widths = {path: self.bits for path, _ in layers}
-        own = matched(self._own(), dict(model.named_modules()), "layer")
-        widths |= {path: int(own[path]) for path in widths if path in own}
+        widths |= self._given(widths, [item.path for item in context.untouched])
         if self.spare:
             widths = spread(model, context, layers, self.bits, self.spare)
         if compensated:
@@ -110,6 +110,13 @@ class QuantizeWeights(Technique):
         """Widths by pattern of a layer's path."""
         wanted = "path and width from 2 to 8, such as 'lstm.hidden.* 3', in quantize_weights' widths"
         return read_own(self.widths, lambda bits: bits in range(2, 9), wanted)
+
+    def _given(self, paths: Collection[str], left: Sequence[str]) -> dict[str, int]:
+        """The widths of single layers; a layer that was left whole has no parts to name."""
+        parts = tuple(f"{path}." if path else "" for path in left)
+        own = {pattern: bits for pattern, bits in self._own().items() if not pattern.startswith(parts)}
+        found = matched(own, [*paths, *left], "layer")
+        return {path: int(found[path]) for path in paths if path in found}
 
     def _fitted(self, context: Context) -> int:
         """How many batches rounding may read where the others are to judge it; all where there are too few to hold any back."""

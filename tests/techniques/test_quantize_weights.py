@@ -63,6 +63,23 @@ def test_layers_may_have_widths_of_their_own():
     assert output(steps).shape == (5, 2, 3)
     with pytest.raises(RecipeError, match=r"no layer in scope is called 'lstm.hiden.0'. Did you mean 'lstm.hidden.0'"):
         quantize(model, steps, widths="lstm.hiden.0 3")
+    with pytest.raises(RecipeError, match=r"no layer in scope is called 'lstm'"):  # its matrices have names
+        quantize(model, steps, widths="lstm 3")
+
+
+def test_widths_in_a_layer_that_is_left_whole_are_no_error():
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.again, self.head = nn.LSTM(8, 8), nn.LSTM(8, 8), nn.Linear(8, 3)
+            self.again.weight_hh_l0 = self.lstm.weight_hh_l0
+
+        def forward(self, value):
+            return self.head(self.again(self.lstm(value)[0])[0])
+
+    output, context = quantize(Reader(), torch.randn(5, 2, 8), widths="lstm.incoming.0 3, again.hidden.* 2, head 8")
+    assert [item.path for item in context.untouched] == ["lstm", "again"]
+    assert output.head.bits == 8
 
 
 @pytest.mark.parametrize(
